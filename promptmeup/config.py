@@ -1,0 +1,217 @@
+"""YAML file + ``a.b=c`` overrides -> one frozen, checked pydantic model.
+
+Every component keeps its own `Config` subclass beside its code; a command composes them. Values are
+checked in pydantic's strict JSON mode, so that ``"8"`` is not an integer and ``true`` is not ``1``. All
+mistakes are reported at once, each with the file or override, the key, the value and the way out.
+"""
+
+import argparse
+import difflib
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from promptmeup.errors import ConfigError, UserError
+
+
+class Config(BaseModel):
+    """Base of all configuration models: frozen, unknown keys refused, defaults checked too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+C = TypeVar("C", bound=Config)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads ``1e-4`` as a number (YAML 1.2)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+# Dates stay text: a configuration has no dates, and JSON has none either.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = str(loader.construct_object(key_node, deep=True))
+        if key in result:
+            raise ConfigError(
+                f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}: "
+                f"duplicate key '{key}': keep one of the two"
+            )
+        result[key] = loader.construct_object(value_node, deep=True)
+    return result
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def _parse_yaml(text: str, name: str) -> Any:
+    loader = _Loader(text)
+    loader.name = name
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not valid YAML: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _apply_override(data: dict[str, Any], text: str) -> tuple[str, ...]:
+    """Set one ``a.b=c`` in `data` and return its key path."""
+    name, separator, value = text.partition("=")
+    parts = tuple(name.split("."))
+    if not separator or not all(parts):
+        raise ConfigError(f"override '{text}': write it as key=value, for example seed=1 or optim.lr=1e-4")
+    place = data
+    for part in parts[:-1]:
+        inner = place.get(part)
+        if not isinstance(inner, dict):
+            inner = place[part] = {}
+        place = inner
+    place[parts[-1]] = _parse_yaml(value, f"override '{text}'")
+    return parts
+
+
+def _submodels(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _submodels(argument)
+
+
+def _valid_keys(schema: type[BaseModel], location: Sequence[str | int]) -> set[str]:
+    """Return the names of the fields allowed where `location` points, union members included."""
+    models = [schema]
+    for part in location:
+        # parts that name no field are list positions or a union's tags: the models stay the same
+        deeper = [
+            s
+            for m in models
+            if part in m.model_fields
+            for s in _submodels(m.model_fields[str(part)].annotation)
+        ]
+        models = deeper or models
+    return {name for model in models for name in model.model_fields}
+
+
+def _all_paths(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    paths = []
+    for name, field in schema.model_fields.items():
+        paths.append(prefix + name)
+        for inner in _submodels(field.annotation):
+            paths += _all_paths(inner, f"{prefix}{name}.")
+    return paths
+
+
+def _hint(schema: type[BaseModel], location: tuple[str | int, ...]) -> str:
+    """Return the closest valid key: first among siblings, then anywhere in the schema."""
+    wrong = str(location[-1])
+    siblings = _valid_keys(schema, location[:-1])
+    close = difflib.get_close_matches(wrong, sorted(siblings), n=1)
+    prefix = ".".join(str(part) for part in location[:-1])
+    if close:
+        return f"did you mean '{prefix + '.' if prefix else ''}{close[0]}'?"
+    everywhere = _all_paths(schema)
+    full = ".".join(str(part) for part in location)
+    close = [path for path in everywhere if path.rsplit(".", 1)[-1] == wrong]
+    close = close or difflib.get_close_matches(full, everywhere, n=1, cutoff=0.7)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"valid here: {', '.join(sorted(siblings))}"
+
+
+def _describe(
+    error: ValidationError, schema: type[BaseModel], file: str, overrides: dict[tuple[str, ...], str]
+) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        location = problem["loc"]
+        names = tuple(str(part) for part in location)
+        # the override that set this key or a part of it, if any
+        origin = next((f"override '{overrides[k]}'" for k in overrides if names[: len(k)] == k), file)
+        key = ".".join(names) or "(top level)"
+        if problem["type"] == "extra_forbidden":
+            text = f"unknown key '{key}' (value {problem['input']!r}): {_hint(schema, location)}"
+        elif problem["type"] == "missing":
+            text = f"'{key}' is missing: set it in the file or give {key}=VALUE on the command line"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            text = f"'{key}' = {problem['input']!r}: {message[:1].lower()}{message[1:]}"
+        lines.append(f"  {origin}: {text}")
+    count = len(lines)
+    return f"{count} configuration error{'s' if count > 1 else ''}:\n" + "\n".join(lines)
+
+
+def load(schema: type[C], path: Path | None, overrides: Sequence[str] = ()) -> C:
+    """Read `path`, apply `overrides` in order and return the checked configuration.
+
+    Raises:
+        ConfigError: naming every mistake with its file or override, key, value and closest valid key.
+    """
+    file = str(path) if path else "command line"
+    data: Any = {}
+    if path is not None:
+        try:
+            data = _parse_yaml(path.read_text(encoding="utf-8"), file)
+        except OSError as error:
+            raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not UTF-8 text: {error.reason}") from error
+        data = {} if data is None else data
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file}: the top level must be 'key: value' lines, not a {type(data).__name__}")
+    origins = {_apply_override(data, text): text for text in overrides}
+    try:
+        return schema.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        raise ConfigError(_describe(error, schema, file, origins)) from error
+
+
+def dump(config: BaseModel) -> str:
+    """Return the whole resolved configuration as YAML that `load` reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def fingerprint(value: BaseModel | dict[str, Any] | list[Any]) -> str:
+    """Return 16 hex digits that change whenever a value in `value` (JSON-able) changes."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def command(schema: type[C], main: Callable[[C], None], argv: Sequence[str] | None = None) -> None:
+    """Run `main` with the configuration that the command line names: ``--config FILE a.b=c ...``.
+
+    Mistakes of the user are printed without a traceback; the exit code is the error's own (2 for the
+    configuration, 1 otherwise). `main`'s docstring is the command's help.
+    """
+    parser = argparse.ArgumentParser(
+        description=main.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that replace the file's")
+    # The deepspeed launcher adds --local_rank=N to every process; the environment says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        main(load(schema, arguments.config, arguments.overrides))
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)

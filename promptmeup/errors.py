@@ -1,0 +1,37 @@
+"""The one family of errors that a user can cause and mend.
+
+Every message says what was given, what is allowed and what to change. A mistake of our own is an
+``assert`` or an ordinary exception, so that its traceback is kept.
+"""
+
+
+class UserError(Exception):
+    """Something that the user can mend; commands print the message alone and leave with `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """The configuration is wrong: unknown key, wrong type, value out of range."""
+
+    exit_code = 2
+
+
+class CorpusError(UserError):
+    """The raw corpus cannot be read, or too much of it was rejected."""
+
+
+class ShardError(UserError):
+    """Packed data is missing, damaged, changed, or of another format version."""
+
+
+class WeightsError(UserError):
+    """Model weights, a tokenizer or a language model cannot be found or do not fit."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be written, read, or resumed from with this configuration."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on, for example because the loss is not finite."""

@@ -1,0 +1,192 @@
+"""The nouns of the flow, from a raw photo to the terms of the loss.
+
+Shape legend, used as suffixes of names everywhere (``logits_BK``):
+
+    B  pairs (rows) on this rank          G  pairs in the world = B x number of ranks
+    C  colour channels                    S  side of the square image, in pixels
+    L  text tokens                        P  image tokens (patches)
+    H  hidden width of the encoders       D  shared width of the contrastive space
+    M  objects per image (padded)         K  prompts in a bank (entities or relations)
+    T  entries kept of a soft label (top-k)
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Box:
+    """One detected object, in pixels of the stored image; x0 < x1 and y0 < y1."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Span:
+    """A named entity or a noun in a caption: characters [start, end), `label` as spaCy names it."""
+
+    start: int
+    end: int
+    text: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption shown with an image. It is a true match iff `image_key` is that image's key."""
+
+    id: str
+    text: str
+    image_key: str
+    """Key of the image of the caption's OWN record (another image's, when the pair is falsified)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One photo of a raw corpus with every caption that an annotation shows with it.
+
+    `boxes` is None where the corpus brings none and a detector has to find them; they are in pixels of
+    the original image, EXIF orientation applied.
+    """
+
+    key: str
+    image_path: Path
+    captions: tuple[Caption, ...]
+    boxes: tuple[Box, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Reject:
+    """An input left out, or kept with something missing, and the reason; a line of rejects.jsonl."""
+
+    item: str
+    """what it is: an annotation's ids, or an image's path"""
+    reason: str
+    """snake_case, from a small fixed set: what statistics count by"""
+    detail: str
+    pairs: int = 1
+    """(image, caption) pairs concerned"""
+    kept: bool = False
+    """true where the pairs are packed all the same, such as an image without detections"""
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Top-T probabilities over K prompts for a set of rows; the rest of the mass is uniform on the others.
+
+    `keep` marks rows that count: a label exists and its largest probability reaches the threshold.
+    """
+
+    ids: Tensor
+    """[..., T] int64, positions in the prompt bank."""
+    probs: Tensor
+    """[..., T] float32, descending, sum <= 1."""
+    keep: Tensor
+    """[...] bool."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one rank trains on in one step. A pair is a true match iff its two ids are equal."""
+
+    images_BCSS: Tensor
+    """float32, normalised with the vision encoder's mean and deviation."""
+    tokens_BL: Tensor
+    """int64 token ids, padded."""
+    token_mask_BL: Tensor
+    """bool, true on real tokens."""
+    image_ids_B: Tensor
+    """int64, the image's key as a number."""
+    caption_ids_B: Tensor
+    """int64, the key of the image that the caption's own record names."""
+    boxes_BM4: Tensor
+    """float32 x0, y0, x1, y1 in [0, 1] of the (augmented) image; zeros where absent."""
+    box_mask_BM: Tensor
+    """bool, true where an object is there."""
+    keys: tuple[str, ...]
+    """Image keys, for messages."""
+    object_labels: SoftLabels | None = None
+    """over [B, M], or None where no labels are read."""
+    image_labels: SoftLabels | None = None
+    """over [B], or None where no labels are read."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def matched_B(self) -> Tensor:
+        """bool, true where caption and image belong together."""
+        return self.image_ids_B == self.caption_ids_B
+
+    def to(self, device: torch.device, *, non_blocking: bool = True) -> "Batch":
+        """Return the batch with every tensor on `device`."""
+
+        def move(value: object) -> object:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=non_blocking)
+            if isinstance(value, SoftLabels):
+                return SoftLabels(**{f.name: move(getattr(value, f.name)) for f in fields(value)})  # type: ignore[arg-type]
+            return value
+
+        return Batch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the student computes from a batch; unit vectors along the last dimension.
+
+    The fused ones are None when the model runs as a dual encoder (the teacher). Temperatures are
+    tensors of shape [1], read inside the model's forward so that sharded parameters are whole.
+    """
+
+    image_BD: Tensor
+    text_BD: Tensor
+    temperature: Tensor
+    object_BMD: Tensor | None = None
+    """in the entity bank's width"""
+    object_mask_BM: Tensor | None = None
+    """bool; false where there is no object or its box covers less than one patch"""
+    relation_BD: Tensor | None = None
+    """the image, in the relation bank's width"""
+    object_temperature: Tensor | None = None
+    relation_temperature: Tensor | None = None
+    matching_logits_B2: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Banks:
+    """Prompt embeddings of the teacher, unit rows: E and R of the method."""
+
+    entities_KD: Tensor
+    relations_KD: Tensor
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss on this rank: the sum over its valid rows and their number (a float tensor, no gradient)."""
+
+    sum: Tensor
+    count: Tensor
+
+
+@dataclass
+class RunState:
+    """Where a run is; everything that a resumed run needs besides the engine's own state."""
+
+    step: int = 0
+    """optimizer steps done"""
+    pairs: int = 0
+    """pairs consumed in the world: the loader's whole position"""
+    best: float = -1.0
+    """best evaluation score so far"""
+    world_size: int = 1
+    order: str = ""
+    """fingerprint of the data order (corpus, seed, settings); a resumed run must have the same"""

@@ -1,0 +1,221 @@
+"""The on-disk contract of a packed corpus, in one place: names, index, manifest, soft-label files.
+
+    OUT/<split>/shard-000000.tar     KEY.jpg and KEY.json of each sample, sorted; plain WebDataset
+    OUT/<split>/index.npy            one row of INDEX_DTYPE a sample: where its members lie
+    OUT/<split>/pairs.npy            one row of PAIR_DTYPE a (image, caption) pair: what an epoch is made of
+    OUT/<split>/rejects.jsonl        what was left out, one line each with the reason
+    OUT/<split>/entities.tsv         entity vocabulary of the captions: name, count, kind
+    OUT/<split>/manifest.json        written last: a split without it is not a split
+    OUT/<split>/labels/<fingerprint>/  soft labels: shard-000000.{objects,images}.npy, manifest.json
+
+shards/README.md states the same for people. Everything that writes or reads these files comes here.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from promptmeup.errors import ShardError
+
+SCHEMA = 1
+IMAGE_SUFFIX = ".jpg"
+JSON_SUFFIX = ".json"
+
+INDEX_DTYPE = np.dtype(
+    [
+        ("shard", "<i4"),
+        ("row", "<i4"),  # position of the sample in its shard
+        ("image_offset", "<i8"),  # of the member's content, from the start of the tar
+        ("image_size", "<i8"),
+        ("json_offset", "<i8"),
+        ("json_size", "<i8"),
+        ("boxes", "<i4"),  # number of boxes in the json: rows of the shard's objects.npy
+        ("box_start", "<i8"),  # first of those rows
+        ("image_id", "<i8"),
+    ]
+)
+PAIR_DTYPE = np.dtype(
+    [
+        ("sample", "<i8"),  # row of index.npy
+        ("caption", "<i4"),  # position in the json's captions
+        ("image_id", "<i8"),
+        ("caption_id", "<i8"),  # id of the image of the caption's own record
+    ]
+)
+
+
+def image_key(relative_path: str) -> str:
+    """Return the key of an image file: 16 hex digits of its path inside the corpus.
+
+    No dots (webdataset would cut the key there) and no dependence on the order of packing.
+    """
+    return hashlib.blake2b(relative_path.encode(), digest_size=8).hexdigest()
+
+
+def key_id(key: str) -> int:
+    """Return the key as the signed 64-bit number that travels in batches."""
+    return int.from_bytes(bytes.fromhex(key), "big", signed=True)
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def label_dtype(num_kept: int) -> np.dtype[Any]:
+    """One soft label: the `num_kept` most probable prompts; their probabilities in float16."""
+    return np.dtype([("ids", "<u2", (num_kept,)), ("probs", "<f2", (num_kept,))])
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    name: str
+    samples: int
+    pairs: int
+    boxes: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a packed split holds and what made it."""
+
+    split: str
+    shards: tuple[ShardEntry, ...]
+    fingerprint: str
+    """16 hex digits over the shards' hashes: the corpus as every run knows it"""
+    samples: int
+    pairs: int
+    matched_pairs: int
+    rejects: dict[str, int]
+    """number by reason"""
+    packed_with: dict[str, Any] = field(default_factory=dict)
+    """resolved configuration, versions, weights' hashes"""
+    schema: int = SCHEMA
+
+
+def corpus_fingerprint(shards: tuple[ShardEntry, ...]) -> str:
+    """Return 16 hex digits over every shard's name and hash."""
+    text = "".join(f"{entry.name} {entry.sha256}\n" for entry in shards)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` so that `path` is either the old file or the whole new one, even after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True)
+    write_atomically(path, (text + "\n").encode())
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a .npy file atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json; call it last, after every other file of the split."""
+    write_json(folder / "manifest.json", asdict(manifest))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of one packed split.
+
+    Raises:
+        ShardError: no manifest (packing did not finish, or another folder was meant) or another schema.
+    """
+    path = folder / "manifest.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        known = sorted(p.parent.name for p in folder.glob("*/manifest.json"))
+        way_out = (
+            f"it holds the packed splits {', '.join(known)}: name one of them"
+            if known
+            else "run shards/pack.py, or rerun it if it was stopped"
+        )
+        raise ShardError(f"{folder} is not a packed split (no manifest.json); {way_out}") from error
+    except (OSError, ValueError) as error:
+        raise ShardError(f"cannot read {path}: {error}; pack the corpus again") from error
+    if data.get("schema") != SCHEMA:
+        raise ShardError(
+            f"{path} has format version {data.get('schema')!r}, this program reads {SCHEMA}; "
+            "pack the corpus again with this version"
+        )
+    data["shards"] = tuple(ShardEntry(**entry) for entry in data["shards"])
+    return Manifest(**data)
+
+
+def labels_folder(split_folder: Path, fingerprint: str) -> Path:
+    return split_folder / "labels" / fingerprint
+
+
+def label_file(folder: Path, shard: str, kind: str) -> Path:
+    """Path of a shard's soft labels; `kind` is "objects" or "images"."""
+    assert kind in ("objects", "images")
+    return folder / f"{Path(shard).stem}.{kind}.npy"
+
+
+@dataclass(frozen=True)
+class LabelManifest:
+    """What a folder of soft labels holds; `bank` also names the folder."""
+
+    bank: str
+    """fingerprint of teacher weights, vocabularies, templates and temperature"""
+    corpus: str
+    """fingerprint of the labelled split"""
+    num_kept: int
+    entities: tuple[str, ...]
+    relations: tuple[str, ...]
+    made_with: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, float] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+def write_label_manifest(folder: Path, manifest: LabelManifest) -> None:
+    """Write manifest.json of a labels folder; call it last."""
+    write_json(folder / "manifest.json", asdict(manifest))
+
+
+def read_label_manifest(folder: Path) -> LabelManifest:
+    """Read the manifest of a folder of soft labels.
+
+    Raises:
+        ShardError: labelling did not finish, or another format version.
+    """
+    path = folder / "manifest.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ShardError(
+            f"{folder} holds no finished soft labels (no manifest.json); run launch/label.py"
+        ) from error
+    if data.get("schema") != SCHEMA:
+        raise ShardError(
+            f"{path} has format version {data.get('schema')!r}, this program reads {SCHEMA}; label again"
+        )
+    data["entities"], data["relations"] = tuple(data["entities"]), tuple(data["relations"])
+    return LabelManifest(**data)
