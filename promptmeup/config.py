@@ -96,19 +96,23 @@ def _submodels(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _submodels(argument)
 
 
-def _valid_keys(schema: type[BaseModel], location: Sequence[str | int]) -> set[str]:
-    """Return the names of the fields allowed where `location` points, union members included."""
-    models = [schema]
+def _walk(schema: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], set[str]]:
+    """Return the key path that `location` means to a user, and the names of the fields allowed there.
+
+    pydantic puts a union's tag into the location; it is no key, so it is left out.
+    """
+    path, models = [], [schema]
     for part in location:
-        # parts that name no field are list positions or a union's tags: the models stay the same
-        deeper = [
-            s
-            for m in models
-            if part in m.model_fields
-            for s in _submodels(m.model_fields[str(part)].annotation)
-        ]
-        models = deeper or models
-    return {name for model in models for name in model.model_fields}
+        fields = [m.model_fields[str(part)] for m in models if part in m.model_fields]
+        is_tag = not fields and any(
+            part == m.model_fields["kind"].default for m in models if "kind" in m.model_fields
+        )
+        if is_tag:
+            models = [m for m in models if m.model_fields["kind"].default == part]
+            continue
+        path.append(str(part))
+        models = [inner for field in fields for inner in _submodels(field.annotation)] or models
+    return path, {name for model in models for name in model.model_fields}
 
 
 def _all_paths(schema: type[BaseModel], prefix: str = "") -> list[str]:
@@ -123,13 +127,13 @@ def _all_paths(schema: type[BaseModel], prefix: str = "") -> list[str]:
 def _hint(schema: type[BaseModel], location: tuple[str | int, ...]) -> str:
     """Return the closest valid key: first among siblings, then anywhere in the schema."""
     wrong = str(location[-1])
-    siblings = _valid_keys(schema, location[:-1])
+    path, siblings = _walk(schema, location[:-1])
     close = difflib.get_close_matches(wrong, sorted(siblings), n=1)
-    prefix = ".".join(str(part) for part in location[:-1])
+    prefix = ".".join(path)
     if close:
         return f"did you mean '{prefix + '.' if prefix else ''}{close[0]}'?"
     everywhere = _all_paths(schema)
-    full = ".".join(str(part) for part in location)
+    full = ".".join([*path, wrong])
     close = [path for path in everywhere if path.rsplit(".", 1)[-1] == wrong]
     close = close or difflib.get_close_matches(full, everywhere, n=1, cutoff=0.7)
     if close:
@@ -143,9 +147,10 @@ def _describe(
     lines = []
     for problem in error.errors(include_url=False):
         location = problem["loc"]
-        names = tuple(str(part) for part in location)
-        # the override that set this key or a part of it, if any
-        origin = next((f"override '{overrides[k]}'" for k in overrides if names[: len(k)] == k), file)
+        names = tuple(_walk(schema, location)[0])
+        # the last override that set this key, a part of it, or what it is a part of
+        set_by = [text for k, text in overrides.items() if all(a == b for a, b in zip(k, names, strict=False))]
+        origin = f"override '{set_by[-1]}'" if set_by else file
         key = ".".join(names) or "(top level)"
         if problem["type"] == "extra_forbidden":
             text = f"unknown key '{key}' (value {problem['input']!r}): {_hint(schema, location)}"

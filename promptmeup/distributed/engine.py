@@ -1,0 +1,104 @@
+"""DeepSpeed behind five functions: build an engine, read its weights, save it, load it.
+
+Facts that shaped this file (DeepSpeed 0.19): a 0-dim parameter crashes `initialize`; `gradient_clipping`
+defaults to 1.0, so it is always set; a bf16 engine does not cast its inputs (see `compute_dtype`).
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from promptmeup.config import Config
+from promptmeup.distributed.world import World
+from promptmeup.errors import CheckpointError
+
+# DeepSpeed probes the accelerator at import and prints a warning where it finds none: say it ourselves.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+
+
+class EngineConfig(Config):
+    """How parameters, gradients and optimizer state are kept over the ranks."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """ZeRO: 0 nothing sharded, 1 optimizer state, 2 gradients too, 3 parameters too"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU, fp32 on a CPU"""
+    gradient_clipping: float = Field(default=1.0, ge=0)
+    """largest norm of the gradient; 0 switches clipping off"""
+
+
+def compute_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+    """Return the type of the parameters in forward; floating inputs must be cast to it."""
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+
+def build_engine(
+    model: nn.Module, *, optimizer: torch.optim.Optimizer, config: EngineConfig, batch: int, world: World
+) -> Any:
+    """Return the DeepSpeed engine that owns `model` and `optimizer`; `batch` is the rows per rank and step."""
+    assert all(p.ndim > 0 for p in model.parameters()), "0-dim parameters crash DeepSpeed: use shape [1]"
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if world.device.type == "cpu":
+        # DeepSpeed would compile a shared-memory all-reduce with g++ at first use: a minute, a compiler
+        # that a fresh machine lacks, and sums in another order than gloo's. Plain gloo does the work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    settings = {
+        "train_micro_batch_size_per_gpu": batch,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.gradient_clipping,
+        "zero_optimization": {"stage": config.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": compute_dtype(config, world.device) is torch.bfloat16},
+    }
+    engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    return engine
+
+
+def full_weights(engine: Any, *, world: World) -> dict[str, Tensor]:
+    """Return every parameter and buffer whole, in fp32 on the CPU, on rank 0; {} on the others.
+
+    Collective under ZeRO-3: call it on every rank.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, parameter in engine.module.named_parameters():
+        # a no-op where the parameter is not sharded
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            if world.rank == 0:
+                weights[name] = parameter.detach().to("cpu", torch.float32, copy=True)
+    if world.rank == 0:
+        for name, buffer in engine.module.named_buffers():
+            if name in engine.module.state_dict():
+                weights[name] = buffer.detach().to("cpu", copy=True)
+    return weights
+
+
+def save_engine(engine: Any, *, folder: Path, tag: str) -> None:
+    """Write the engine's state into folder/tag; every rank writes its part and returns when all are done."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+
+def load_engine(engine: Any, *, folder: Path, tag: str) -> None:
+    """Restore model and optimizer from folder/tag, in place.
+
+    Raises:
+        CheckpointError: files are missing or do not fit this model or number of ranks.
+    """
+    try:
+        path, _ = engine.load_checkpoint(str(folder), tag=tag)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot load the checkpoint {folder / tag}: {error}; delete it to go on from an older one"
+        ) from error
+    if path is None:
+        raise CheckpointError(f"the checkpoint {folder / tag} is incomplete; delete it to go on from an older one")

@@ -1,0 +1,83 @@
+"""AdamW's parameter groups and the learning rate as a pure function of the step."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from promptmeup.config import Config
+
+
+class OptimConfig(Config):
+    """AdamW with warm-up and decay."""
+
+    lr: float = Field(default=5e-4, gt=0)
+    """peak learning rate of the newly made parts (projections, heads)"""
+    backbone_lr: float = Field(default=5e-5, gt=0)
+    """peak learning rate of encoders that start from given weights"""
+    weight_decay: float = Field(default=0.02, ge=0)
+    """on matrices; never on biases, norms, temperatures and other vectors"""
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(default=1e-6, gt=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """share of the steps over which the rate rises from 0"""
+    decay: Literal["cosine", "linear", "none"] = "cosine"
+    final: float = Field(default=0.01, ge=0, le=1)
+    """share of the peak that is left at the last step"""
+
+
+def parameter_groups(
+    model: nn.Module, *, backbones: list[nn.Module], config: OptimConfig
+) -> list[dict[str, Any]]:
+    """Return AdamW's groups: (backbone or new) x (decayed or not).
+
+    Every trainable parameter is in exactly one group and frozen ones in none; asserted, because a group
+    chosen by a wrong name is a part that silently never trains.
+    """
+    of_backbones = {id(p) for module in backbones for p in module.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            place = (id(parameter) in of_backbones, parameter.ndim >= 2)
+            groups.setdefault(place, []).append(parameter)
+    result = [
+        {
+            "params": parameters,
+            "lr": config.backbone_lr if is_backbone else config.lr,
+            "weight_decay": config.weight_decay if is_decayed else 0.0,
+        }
+        for (is_backbone, is_decayed), parameters in sorted(groups.items())
+    ]
+    grouped = [id(p) for group in result for p in group["params"]]
+    trainable = [id(p) for p in model.parameters() if p.requires_grad]
+    assert sorted(grouped) == sorted(trainable), "a trainable parameter is in no group, or in two"
+    return result
+
+
+def build_optimizer(
+    model: nn.Module, *, backbones: list[nn.Module], config: OptimConfig
+) -> torch.optim.AdamW:
+    """Return AdamW over `model`'s trainable parameters."""
+    groups = parameter_groups(model, backbones=backbones, config=config)
+    fused = next(model.parameters()).is_cuda
+    return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def rate_scale(step: int, *, total_steps: int, config: OptimConfig) -> float:
+    """Return the factor on every peak rate for the update number `step` (0-based) of `total_steps`."""
+    warmup_steps = round(config.warmup * total_steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    if config.decay == "none":
+        return 1.0
+    shape = 0.5 * (1 + math.cos(math.pi * min(1.0, done))) if config.decay == "cosine" else 1 - min(1.0, done)
+    return config.final + (1 - config.final) * shape
+
+
+def set_rates(optimizer: Any, *, peaks: list[float], scale: float) -> None:
+    """Set each group's learning rate; `peaks` are the groups' rates in their order."""
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        group["lr"] = peak * scale
