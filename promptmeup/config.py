@@ -22,9 +22,10 @@ from promptmeup.errors import ConfigError, UserError
 
 
 class Config(BaseModel):
-    """Base of all configuration models: frozen, unknown keys refused, defaults checked too."""
+    """Base of all configuration models: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    # defaults are not validated: strict JSON mode would refuse a default Path, which is no JSON
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)
@@ -149,7 +150,8 @@ def _describe(
         location = problem["loc"]
         names = tuple(_walk(schema, location)[0])
         # the last override that set this key, a part of it, or what it is a part of
-        set_by = [text for k, text in overrides.items() if all(a == b for a, b in zip(k, names, strict=False))]
+        common = {path: min(len(path), len(names)) for path in overrides}
+        set_by = [overrides[p] for p, n in common.items() if n and p[:n] == names[:n]]
         origin = f"override '{set_by[-1]}'" if set_by else file
         key = ".".join(names) or "(top level)"
         if problem["type"] == "extra_forbidden":

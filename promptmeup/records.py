@@ -10,6 +10,7 @@ Shape legend, used as suffixes of names everywhere (``logits_BK``):
     T  entries kept of a soft label (top-k)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -128,15 +129,21 @@ class Batch:
 
     def to(self, device: torch.device, *, non_blocking: bool = True) -> "Batch":
         """Return the batch with every tensor on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-        def move(value: object) -> object:
+    def pin_memory(self) -> "Batch":
+        """Return the batch in page-locked memory; a DataLoader with `pin_memory` calls this by its name."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        def changed(value: object) -> object:
             if isinstance(value, Tensor):
-                return value.to(device, non_blocking=non_blocking)
+                return change(value)
             if isinstance(value, SoftLabels):
-                return SoftLabels(**{f.name: move(getattr(value, f.name)) for f in fields(value)})  # type: ignore[arg-type]
+                return SoftLabels(**{f.name: change(getattr(value, f.name)) for f in fields(value)})
             return value
 
-        return Batch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
+        return Batch(**{f.name: changed(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -170,11 +177,44 @@ class Banks:
 
 
 @dataclass(frozen=True)
+class Gathered:
+    """Rows of all ranks in the order of the global rank; gradients flow back to the rank that owns a row.
+
+    This rank's own rows are ``[offset : offset + B]``. Objects and relations are there when the student
+    computed them and the batch has labels for them.
+    """
+
+    offset: int
+    image_GD: Tensor
+    text_GD: Tensor
+    image_ids_G: Tensor
+    caption_ids_G: Tensor
+    object_GMD: Tensor | None = None
+    object_keep_GM: Tensor | None = None
+    """bool; true where an object is there, covers a patch and has a label that counts"""
+    relation_GD: Tensor | None = None
+    relation_keep_G: Tensor | None = None
+    """bool; true where the image has a label that counts"""
+
+
+@dataclass(frozen=True)
 class Term:
     """One loss on this rank: the sum over its valid rows and their number (a float tensor, no gradient)."""
 
     sum: Tensor
     count: Tensor
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """All losses of one step on this rank, by name (image_text, object_entity, image_relation, matching)."""
+
+    terms: dict[str, tuple[Term, ...]]
+    """a loss is the plain average of its parts' world means (the two directions of a contrast, say)"""
+    weights: dict[str, float]
+    """of each loss in the total"""
+    metrics: dict[str, Term]
+    """watched, never trained on: no gradient"""
 
 
 @dataclass

@@ -188,6 +188,7 @@ class LabelManifest:
     corpus: str
     """fingerprint of the labelled split"""
     num_kept: int
+    """entries of a stored label; a bank of fewer prompts stores them all: min(num_kept, prompts)"""
     entities: tuple[str, ...]
     relations: tuple[str, ...]
     made_with: dict[str, Any] = field(default_factory=dict)

@@ -101,4 +101,6 @@ def load_engine(engine: Any, *, folder: Path, tag: str) -> None:
             f"cannot load the checkpoint {folder / tag}: {error}; delete it to go on from an older one"
         ) from error
     if path is None:
-        raise CheckpointError(f"the checkpoint {folder / tag} is incomplete; delete it to go on from an older one")
+        raise CheckpointError(
+            f"the checkpoint {folder / tag} is incomplete; delete it to go on from an older one"
+        )

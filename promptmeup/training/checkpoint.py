@@ -1,7 +1,7 @@
 """Checkpoints in RUN/checkpoints: complete before `latest` names them, chosen by rank 0, oldest removed.
 
-    checkpoints/step-00000400/   the engine's files and run_state.json
-    checkpoints/latest           the tag to resume from, replaced atomically after every rank has written
+checkpoints/step-00000400/   the engine's files and run_state.json
+checkpoints/latest           the tag to resume from, replaced atomically after every rank has written
 """
 
 import json
@@ -47,7 +47,7 @@ def find_latest(run: Path, *, world: World) -> tuple[str, RunState] | None:
                     f"checkpoint into {pointer}, or delete it to start again"
                 ) from error
             found = (tag, state)
-    return broadcast_object(found, world)  # type: ignore[no-any-return]
+    return broadcast_object(found, world)
 
 
 def resume(engine: Any, *, run: Path, order: str, world: World) -> RunState | None:

@@ -42,7 +42,7 @@ def parameter_groups(
         if parameter.requires_grad:
             place = (id(parameter) in of_backbones, parameter.ndim >= 2)
             groups.setdefault(place, []).append(parameter)
-    result = [
+    result: list[dict[str, Any]] = [
         {
             "params": parameters,
             "lr": config.backbone_lr if is_backbone else config.lr,

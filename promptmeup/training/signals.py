@@ -18,7 +18,7 @@ class StopFlag:
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.received = signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)

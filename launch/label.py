@@ -1,0 +1,17 @@
+"""Write soft labels: `python launch/label.py --config configs/label/default.yaml teacher=RUN/model split=DIR`"""
+
+from promptmeup.config import command
+from promptmeup.training.label import LabelRunConfig, label
+
+
+def main(config: LabelRunConfig) -> None:
+    """Let a frozen teacher compare every object with entity prompts and every image with relation prompts.
+
+    The labels are written beside the shards of `split` and need no teacher in training. Start it with
+    python, or with `accelerate launch` or `torchrun` to share the work; a rerun does only what is missing.
+    """
+    label(config)
+
+
+if __name__ == "__main__":
+    command(LabelRunConfig, main)

@@ -1,0 +1,69 @@
+"""Detections that a corpus brings with it: one JSON line an image.
+
+    {"image_path": "./guardian/images/0000/000.jpg",
+     "boxes": [{"x0": 12, "y0": 8.5, "x1": 90, "y1": 120, "label": "person", "score": 0.93}]}
+
+Corners are in pixels of the original image with its EXIF orientation applied. An image without a line has
+not been looked at (`Sample.boxes` is None); one with an empty list has, and shows nothing.
+"""
+
+import math
+from collections.abc import Callable, Container
+from pathlib import Path
+from typing import Any
+
+from promptmeup.corpora.json_files import is_text, read_json_lines
+from promptmeup.corpora.paths import normal_path
+from promptmeup.records import Box, Reject
+
+
+def read_boxes(
+    path: Path, *, wanted: Container[str], reject: Callable[[Reject], None]
+) -> dict[str, tuple[Box, ...]]:
+    """Return the boxes of the images in `wanted` (normalised paths) that the file names.
+
+    A line or a box that cannot be used is reported as "malformed_boxes" and left out; the image stays.
+
+    Raises:
+        CorpusError: the file is absent or unreadable.
+    """
+    missing = "corpus.boxes names it; write one JSON line an image there, or leave corpus.boxes out"
+    found: dict[str, tuple[Box, ...]] = {}
+    for number, line in read_json_lines(path, missing=missing):
+
+        def complain(detail: str, number: int = number) -> None:
+            reject(Reject(f"{path.name} line {number}", "malformed_boxes", detail, pairs=0, kept=True))
+
+        image = line.get("image_path") if isinstance(line, dict) else None
+        entries = line.get("boxes") if isinstance(line, dict) else None
+        if not isinstance(image, str) or not isinstance(entries, list):
+            complain('expected {"image_path": "...", "boxes": [...]}')
+            continue
+        image = normal_path(image)
+        if image not in wanted:
+            continue
+        if image in found:
+            complain(f"{image} has an earlier line: that one is used")
+            continue
+        boxes = [_box(entry) for entry in entries]
+        found[image] = tuple(box for box in boxes if box is not None)
+        if bad := boxes.count(None):
+            complain(
+                f"{bad} of {len(boxes)} boxes of {image} left out: each needs finite numbers "
+                "x0 < x1, y0 < y1, score, and a text label"
+            )
+    return found
+
+
+def _box(entry: Any) -> Box | None:
+    if not isinstance(entry, dict):
+        return None
+    try:
+        x0, y0, x1, y1, score = (float(entry[name]) for name in ("x0", "y0", "x1", "y1", "score"))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    label = entry.get("label")
+    if not isinstance(label, str) or not is_text(label):
+        return None
+    finite = all(math.isfinite(value) for value in (x0, y0, x1, y1, score))
+    return Box(x0, y0, x1, y1, label, score) if finite and x0 < x1 and y0 < y1 else None

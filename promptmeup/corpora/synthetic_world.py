@@ -1,0 +1,128 @@
+"""The made-up news world: who and what exists, what an image of it shows, what its captions say."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from string import Formatter
+from typing import Literal
+
+from promptmeup.corpora import synthetic_names as names
+
+Kind = Literal["person", "organisation", "place", "event"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one image shows; numbers are positions in the world's lists."""
+
+    people: tuple[int, ...]
+    """one person, or two who are related"""
+    organisation: int | None
+    """the first person's, if its banner is in the image"""
+    place: int
+    event: int
+
+
+@dataclass(frozen=True)
+class Relation:
+    head: str
+    property: str
+    """Wikidata's identifier, such as P463"""
+    label: str
+    tail: str
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A caption and the names in it."""
+
+    text: str
+    names: frozenset[str]
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that exists, by name; the position of a name is also the number of its look."""
+
+    people: tuple[str, ...]
+    organisations: tuple[str, ...]
+    places: tuple[str, ...]
+    events: tuple[str, ...]
+
+    def employer(self, person: int) -> int:
+        """Return the organisation that the person is a member of."""
+        return person % len(self.organisations)
+
+    def relatives(self, person: int) -> dict[int, str]:
+        """Return {person: "spouse" or "sibling"}; the relation holds in both directions."""
+        both = {person ^ 1: "spouse", person ^ 2: "sibling"}
+        return {other: relation for other, relation in both.items() if other < len(self.people)}
+
+    def entities(self, facts: Facts) -> dict[str, Kind]:
+        """Return {name: kind} of everything that the image shows."""
+        shown: dict[str, Kind] = {self.people[person]: "person" for person in facts.people}
+        if facts.organisation is not None:
+            shown[self.organisations[facts.organisation]] = "organisation"
+        shown[self.events[facts.event]] = "event"
+        shown[self.places[facts.place]] = "place"
+        return shown
+
+    def relations(self, facts: Facts) -> tuple[Relation, ...]:
+        """Return every relation between the entities of the image."""
+        event, place = self.events[facts.event], self.places[facts.place]
+        found = [Relation(event, *names.RELATIONS["location"], place)]
+        for person in facts.people:
+            found.append(Relation(self.people[person], *names.RELATIONS["participant"], event))
+            if facts.organisation is not None:
+                organisation = self.organisations[facts.organisation]
+                found.append(Relation(self.people[person], *names.RELATIONS["member"], organisation))
+            for other, relation in self.relatives(person).items():
+                if other in facts.people:
+                    found.append(
+                        Relation(self.people[person], *names.RELATIONS[relation], self.people[other])
+                    )
+        return tuple(found)
+
+    def draw_facts(self, rng: random.Random) -> Facts:
+        """Return what a random image shows: one person, one with a banner, or two, equally often."""
+        person = rng.randrange(len(self.people))
+        place, event = rng.randrange(len(self.places)), rng.randrange(len(self.events))
+        scene = rng.choice(("solo", "member", "pair"))
+        relatives = sorted(self.relatives(person))
+        people = (person, rng.choice(relatives)) if scene == "pair" and relatives else (person,)
+        return Facts(people, self.employer(person) if scene == "member" else None, place, event)
+
+    def write_captions(self, facts: Facts, rng: random.Random, count: int) -> Iterator[Mention]:
+        """Yield `count` different captions, at most `names.MAX_CAPTIONS`, that are true of the image."""
+        single = names.SOLO if facts.organisation is None else names.MEMBER
+        templates = single if len(facts.people) == 1 else names.PAIR
+        for template in rng.sample(templates, count):
+            people = rng.sample(facts.people, len(facts.people))
+            slots = {"a": self.people[people[0]], "event": self.events[facts.event]}
+            slots["place"] = self.places[facts.place]
+            if facts.organisation is not None:
+                slots["organisation"] = self.organisations[facts.organisation]
+            if len(people) == 2:
+                slots["b"] = self.people[people[1]]
+            used = {name for _, name, _, _ in Formatter().parse(template) if name}
+            relation = self.relatives(people[0]).get(people[-1], "")
+            text = template.format(**slots, relation=relation)
+            yield Mention(text, frozenset(slots[name] for name in used if name in slots))
+
+
+def create_world(
+    seed: int, *, num_people: int, num_organisations: int, num_places: int, num_events: int
+) -> World:
+    """Return the world of `seed`; first and last names are combined anew, none occurs twice."""
+    rng = random.Random(f"{seed}/world")
+
+    def combine(left: Sequence[str], right: Sequence[str], count: int) -> tuple[str, ...]:
+        pairs = zip(rng.sample(left, count), rng.sample(right, count), strict=True)
+        return tuple(f"{first} {second}" for first, second in pairs)
+
+    return World(
+        people=combine(names.FIRST_NAMES, names.LAST_NAMES, num_people),
+        organisations=combine(names.ORGANISATION_NAMES, names.ORGANISATION_TYPES, num_organisations),
+        places=tuple(rng.sample(names.PLACE_NAMES, num_places)),
+        events=tuple(rng.sample(names.EVENT_NAMES, num_events)),
+    )

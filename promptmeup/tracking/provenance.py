@@ -1,0 +1,156 @@
+"""Where a result comes from: code, versions, machine, command and configuration, kept in the run folder."""
+
+import getpass
+import hashlib
+import os
+import platform
+import re
+import socket
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from promptmeup import shard_format
+from promptmeup.config import Config, dump
+
+PACKAGES = (
+    "promptmeup",
+    "torch",
+    "torchvision",
+    "deepspeed",
+    "transformers",
+    "timm",
+    "webdataset",
+    "spacy",
+    "mlflow",
+    "pydantic",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "ultralytics",
+)
+_SLURM = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_NODELIST", "SLURM_NTASKS", "SLURM_RESTART_COUNT")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
+
+
+def redact(text: str) -> str:
+    """Replace user and password in every URL of `text`: run folders and trackers are shared."""
+    return _CREDENTIALS.sub("***@", text)
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Return commit, branch, dirty and diff_sha256 of the work tree that tracks `folder`'s files.
+
+    None when git is absent, fails, or does not track `folder` (an installed package inside somebody
+    else's work tree says nothing about the code that ran).
+    """
+
+    def git(*arguments: str) -> bytes:
+        # optional locks would let this disturb a git command that the user runs at the same time
+        environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+        command = ["git", "-C", str(folder), *arguments]
+        done = subprocess.run(command, capture_output=True, check=True, timeout=20, env=environment)
+        return done.stdout
+
+    try:
+        if not git("ls-files", "--", "."):
+            return None
+        status = git("status", "--porcelain")
+        difference = git("diff", "HEAD", "--binary") if status else b""
+        return {
+            "commit": git("rev-parse", "HEAD").decode().strip(),
+            "branch": git("rev-parse", "--abbrev-ref", "HEAD").decode().strip(),
+            "dirty": bool(status),
+            "diff_sha256": hashlib.sha256(difference).hexdigest() if difference else None,
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of the libraries that decide results, without importing them."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's number without a name
+        return str(os.getuid())
+
+
+def environment(
+    *,
+    command: Sequence[str],
+    gpus: Sequence[str] = (),
+    world_size: int = 1,
+    folder: Path = Path(__file__).parents[1],
+) -> dict[str, Any]:
+    """Return what this process runs on, JSON-able.
+
+    Args:
+        command: the command line, credentials in URLs are removed.
+        gpus: names of the devices of this host, as the caller knows them.
+        world_size: number of ranks.
+        folder: where to ask git; this package by default.
+    """
+    return {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": [redact(part) for part in command],
+        "user": _user(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "gpus": list(gpus),
+        "world_size": world_size,
+        "slurm": {k: v for k, v in sorted(os.environ.items()) if k in _SLURM},
+        "python": platform.python_version(),
+        "packages": versions(),
+        "git": git_state(folder),
+    }
+
+
+def write_run_folder(folder: Path, *, config: Config, environment: dict[str, Any]) -> list[Path]:
+    """Write the resolved configuration and the environment; return the files of this start.
+
+    The first start writes config.yaml and environment.json. A later one keeps them and adds
+    environment-<n>.json, and config-<n>.yaml where the configuration differs from the last one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    text = redact(dump(config))
+    number = 1
+    while (_numbered(folder, "environment", number, "json")).exists():
+        number += 1
+    earlier = [_numbered(folder, "config", n, "yaml") for n in range(number, 0, -1)]
+    last = next((path for path in earlier if path.exists()), None)
+    if last is None or last.read_text(encoding="utf-8") != text:
+        path = _numbered(folder, "config", number if last else 1, "yaml")
+        shard_format.write_atomically(path, text.encode())
+        written.append(path)
+    path = _numbered(folder, "environment", number, "json")
+    shard_format.write_json(path, environment)
+    return [*written, path]
+
+
+def _numbered(folder: Path, stem: str, number: int, suffix: str) -> Path:
+    return folder / (f"{stem}.{suffix}" if number == 1 else f"{stem}-{number}.{suffix}")

@@ -1,0 +1,74 @@
+"""Retrieval of a saved model on a packed split."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from promptmeup.config import Config
+from promptmeup.data.loader import DataConfig
+from promptmeup.data.reader import PackedSplit
+from promptmeup.data.text import TextTokenizer
+from promptmeup.data.transforms import ImageConfig
+from promptmeup.distributed.world import World
+from promptmeup.models.saving import load_model, load_saved_tokenizer
+from promptmeup.shard_format import write_json
+from promptmeup.tracking.console import table
+from promptmeup.training.evaluation import evaluate_retrieval
+from promptmeup.training.retrieval import CUTOFFS, chance
+
+
+class EvaluateConfig(Config):
+    """What is evaluated."""
+
+    model: Path
+    """model folder, such as RUN/best or RUN/model"""
+    split: Path
+    batch: int = Field(default=64, gt=0)
+    max_tokens: int = Field(default=40, ge=8, le=512)
+    eval_mode: Literal["center", "whole"] = "center"
+    """as data.image.eval_mode was in training"""
+    workers: int = Field(default=0, ge=0)
+    json_file: Path | None = None
+    """where the numbers are written besides the screen"""
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Print recall at 1, 5 and 10 in both directions beside chance."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(config.model).to(device)
+    split = PackedSplit(config.split)
+    data = DataConfig(
+        train=config.split,
+        max_tokens=config.max_tokens,
+        workers=config.workers,
+        image=ImageConfig(size=model.config.vision.image_size, eval_mode=config.eval_mode),
+    )
+    found = evaluate_retrieval(
+        model,
+        split,
+        config=data,
+        tokenizer=TextTokenizer(load_saved_tokenizer(config.model)),
+        mean=model.vision.mean,
+        std=model.vision.std,
+        batch=config.batch,
+        dtype=torch.float32,
+        world=World(rank=0, size=1, local_rank=0, device=device),
+    )
+    num_images, num_captions = len(split), split.manifest.matched_pairs
+    random = chance(num_images, num_captions)
+    rows = [
+        {"direction": name.replace("_to_", " -> ")}
+        | {f"R@{k}": round(found[f"{name}_r{k}"], 4) for k in CUTOFFS}
+        | {"R@10 by chance": round(random[name], 4)}
+        for name in ("image_to_text", "text_to_image")
+    ]
+    print(f"{config.model} on {config.split}: {num_images} images, {num_captions} matched captions")
+    print(table(rows))
+    if config.json_file is not None:
+        config.json_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            config.json_file, json.loads(json.dumps(found)) | {"images": num_images, "captions": num_captions}
+        )

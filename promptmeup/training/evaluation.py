@@ -1,0 +1,91 @@
+"""Encode a whole split over the ranks, in step, and measure retrieval."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from promptmeup.data.evaluation import CaptionBatch, ImageBatch, caption_batches, image_batches
+from promptmeup.data.loader import DataConfig
+from promptmeup.data.reader import PackedSplit
+from promptmeup.data.text import TextTokenizer
+from promptmeup.distributed.collectives import gather_uneven
+from promptmeup.distributed.world import World, agree
+from promptmeup.training.retrieval import recalls
+
+EvaluationBatch = TypeVar("EvaluationBatch", ImageBatch, CaptionBatch)
+
+
+def _encode(
+    batches: Iterator[EvaluationBatch],
+    encode: Callable[[EvaluationBatch], Tensor],
+    *,
+    nothing: EvaluationBatch,
+    world: World,
+) -> tuple[Tensor, Tensor]:
+    """Return vectors [N, D] and image ids [N] of all ranks' batches, in order.
+
+    Under ZeRO-3 every forward is a collective: a rank that has run out of batches encodes `nothing` and
+    drops the result, until all have.
+    """
+    vectors, ids = [encode(nothing)[:0]], [nothing.image_ids_B[:0].to(world.device)]
+    while True:
+        batch = next(batches, None)
+        if not agree(batch is not None, world):
+            return gather_uneven(torch.cat(vectors), world=world), gather_uneven(torch.cat(ids), world=world)
+        vector_BD = encode(batch if batch is not None else nothing)
+        if batch is not None:
+            vectors.append(vector_BD)
+            ids.append(batch.image_ids_B.to(world.device))
+
+
+@torch.no_grad()
+def evaluate_retrieval(
+    model: Any,
+    split: PackedSplit,
+    *,
+    config: DataConfig,
+    tokenizer: TextTokenizer,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    batch: int,
+    dtype: torch.dtype,
+    world: World,
+) -> dict[str, float]:
+    """Return recalls (see `recalls`) over every image and every matched caption of `split`; collective.
+
+    Args:
+        model: the model, or the engine around it; left in the mode it was in.
+        batch: rows a rank encodes at once.
+    """
+    share = {"batch": batch, "rank": world.rank, "size": world.size}
+    was_training = model.training
+    model.eval()
+
+    def encode_images(images: ImageBatch) -> Tensor:
+        pixels_BCSS = images.images_BCSS.to(world.device, dtype)
+        return model(images_BCSS=pixels_BCSS)["image_BD"].float()  # type: ignore[no-any-return]
+
+    def encode_captions(captions: CaptionBatch) -> Tensor:
+        tokens_BL = captions.tokens_BL.to(world.device)
+        found = model(tokens_BL=tokens_BL, token_mask_BL=captions.token_mask_BL.to(world.device))
+        return found["text_BD"].float()  # type: ignore[no-any-return]
+
+    one = torch.zeros(1, dtype=torch.int64)
+    no_image = ImageBatch(one, torch.zeros(1, 3, config.image.size, config.image.size), one)
+    no_caption = CaptionBatch(one, one[None], one[None] == 0, one, one)
+    image_ND, image_ids_N = _encode(
+        image_batches(split, config=config, mean=mean, std=std, **share),
+        encode_images,
+        nothing=no_image,
+        world=world,
+    )
+    text_MD, caption_ids_M = _encode(
+        caption_batches(split, config=config, tokenizer=tokenizer, **share),
+        encode_captions,
+        nothing=no_caption,
+        world=world,
+    )
+    model.train(was_training)
+    return recalls(image_ND, text_MD, image_ids_N=image_ids_N, caption_ids_M=caption_ids_M)

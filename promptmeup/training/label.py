@@ -1,0 +1,107 @@
+"""A labelling run: teacher, banks, soft labels of every shard, shared over processes by files alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from promptmeup.data.reader import PackedSplit
+from promptmeup.progress import progress
+from promptmeup.prompts.bank import bank_fingerprint, build_banks, save_banks
+from promptmeup.prompts.label_files import finish_labels, write_labels
+from promptmeup.prompts.labels import LabelConfig, StoredSample, label_temperature
+from promptmeup.prompts.quality import dominance_warning
+from promptmeup.prompts.vocabulary import read_vocabulary
+from promptmeup.shard_format import ShardEntry, labels_folder
+from promptmeup.training.teacher import SavedTeacher
+
+
+class LabelRunConfig(LabelConfig):
+    """What is labelled, and by whom."""
+
+    teacher: Path
+    """model folder of a dual encoder, such as runs/teacher/model"""
+    device: str = "auto"
+    """auto: a GPU where there is one"""
+
+
+def label(config: LabelRunConfig) -> None:
+    """Label every split of `config`; shards that are labelled already stay."""
+    processes = PartialState(cpu=config.device == "cpu")
+    device = processes.device if config.device == "auto" else torch.device(config.device)
+    is_main = processes.is_main_process
+    teacher = SavedTeacher(config.teacher, device=device)
+    vocabulary = read_vocabulary(config.bank.vocabulary, entities=config.splits[0] / "entities.tsv")
+    banks = build_banks(vocabulary, teacher.encode_texts, batch=config.bank.batch)
+    temperature = label_temperature(config, teacher)
+    name = bank_fingerprint(
+        teacher.fingerprint,
+        vocabulary,
+        temperature=temperature,
+        num_kept=config.num_kept,
+        crop_padding=config.crop_padding,
+    )
+    if is_main:
+        print(
+            f"{len(vocabulary.entities)} entities, {len(vocabulary.relations)} relations, temperature "
+            f"{temperature:.4f}: labels {name}",
+            flush=True,
+        )
+    for folder in config.splits:
+        split = PackedSplit(folder)
+        target = labels_folder(folder, name)
+        share = split.manifest.shards[processes.process_index :: processes.num_processes]
+        bar = iter(progress(share, total=len(share), what=f"label {folder}", unit="shards"))
+        next(bar, None)
+        write_labels(
+            target,
+            split.manifest.shards,
+            lambda entry, split=split: stored_samples(split, entry),  # type: ignore[misc]
+            teacher,
+            banks,
+            config,
+            rank=processes.process_index,
+            size=processes.num_processes,
+            done=lambda _, bar=bar: next(bar, None),  # type: ignore[misc]
+        )
+        processes.wait_for_everyone()
+        if is_main:
+            save_banks(target, banks, corpus=split.manifest.fingerprint)
+            manifest = finish_labels(
+                target,
+                split.manifest.shards,
+                vocabulary,
+                config,
+                corpus=split.manifest.fingerprint,
+                made_with={"config": config.model_dump(mode="json"), "teacher": teacher.fingerprint},
+            )
+            _report(target, manifest.statistics, vocabulary.entities, vocabulary.relations)
+        processes.wait_for_everyone()
+
+
+def stored_samples(split: PackedSplit, entry: ShardEntry) -> Iterator[StoredSample]:
+    """Yield the stored image and its boxes [M, 4], in pixels, of every sample of a shard, in order."""
+    number = split.manifest.shards.index(entry)
+    for sample in np.flatnonzero(split.index["shard"] == number):
+        boxes = split.read_json(int(sample))["boxes"]
+        corners = [[box["x0"], box["y0"], box["x1"], box["y1"]] for box in boxes]
+        yield split.read_image(int(sample)), np.array(corners, dtype=np.float64).reshape(-1, 4)
+
+
+def _report(
+    target: Path, found: dict[str, float], entities: tuple[str, ...], relations: tuple[str, ...]
+) -> None:
+    for kind, names in (("objects", entities), ("images", relations)):
+        own = {n.removeprefix(f"{kind}_"): v for n, v in found.items() if n.startswith(f"{kind}_")}
+        print(
+            f"{kind}: {own['rows']:.0f} labels, mean entropy {own['entropy']:.2f} nats, "
+            f"{own['share_confident']:.0%} with a probability of at least 0.2, most frequent "
+            f"'{names[int(own['top_prompt'])]}' at {own['top_share']:.0%}",
+            flush=True,
+        )
+        warning = dominance_warning(own, names, kind=kind)
+        if warning:
+            print(f"warning: {warning}", flush=True)
+    print(f"wrote {target}", flush=True)

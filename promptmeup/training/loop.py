@@ -1,0 +1,85 @@
+"""The loop: one step after the other; log, evaluate, save and stop are four plain ifs."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from promptmeup.errors import TrainingError
+from promptmeup.records import Batch, RunState
+
+
+@dataclass(frozen=True)
+class Every:
+    """Steps between two occurrences; 0 means never (the end of training always evaluates and saves)."""
+
+    log: int
+    evaluate: int
+    save: int
+
+
+def fit(
+    step: Callable[[Batch, int], dict[str, Tensor]],
+    batches: Iterator[Batch],
+    *,
+    state: RunState,
+    total_steps: int,
+    global_batch: int,
+    every: Every,
+    log: Callable[[int, dict[str, float]], None],
+    evaluate: Callable[[], None],
+    save: Callable[[], None],
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Train from `state.step` to `total_steps`; return False when stopped early, after saving.
+
+    `step` gets a batch and the number of the update, and returns scalars on the device; they are read only
+    where a line is logged, so that a GPU is never waited for in between.
+
+    Raises:
+        TrainingError: the loss is not finite; nothing is saved, the last checkpoint stays.
+    """
+    data_seconds = 0.0
+    logged_step, logged_at = state.step, time.perf_counter()
+    while state.step < total_steps:
+        begin = time.perf_counter()
+        batch = next(batches)
+        data_seconds += time.perf_counter() - begin
+        metrics = step(batch, state.step)
+        state.step += 1
+        state.pairs += global_batch
+        is_last = state.step == total_steps
+        is_stopping = should_stop()
+        is_saving = is_last or is_stopping or (every.save > 0 and state.step % every.save == 0)
+
+        if is_saving or state.step % every.log == 0 or state.step == 1:
+            values = {name: value.item() for name, value in metrics.items()}
+            check_finite(values, batch=batch, step=state.step)
+            seconds = time.perf_counter() - logged_at
+            values["pairs_per_second"] = (state.step - logged_step) * global_batch / seconds
+            values["data_wait"] = data_seconds / seconds
+            log(state.step, values)
+            data_seconds, logged_step, logged_at = 0.0, state.step, time.perf_counter()
+        if (is_last or (every.evaluate > 0 and state.step % every.evaluate == 0)) and not is_stopping:
+            evaluate()
+        if is_saving:
+            save()
+        if is_stopping and not is_last:
+            return False
+        if is_saving or (every.evaluate > 0 and state.step % every.evaluate == 0):
+            # evaluating and saving are not training: keep them out of the next pairs per second
+            data_seconds, logged_step, logged_at = 0.0, state.step, time.perf_counter()
+    return True
+
+
+def check_finite(values: dict[str, float], *, batch: Batch, step: int) -> None:
+    """Raise where a loss is NaN or infinite, naming the terms and the batch's keys."""
+    wrong = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+    if wrong:
+        raise TrainingError(
+            f"step {step}: {', '.join(wrong)}; this rank's images: {' '.join(batch.keys[:8])}"
+            f"{' ...' if len(batch.keys) > 8 else ''}. The last checkpoint is untouched; "
+            "lower optim.lr, or look at these images, and start again to resume"
+        )

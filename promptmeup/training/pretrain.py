@@ -1,0 +1,294 @@
+"""A pre-training run, built where everyone can see it: data, model, engine, loop, in adjacent lines."""
+
+import hashlib
+import math
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from promptmeup.config import Config
+from promptmeup.data.loader import DataConfig, train_batches, training_order
+from promptmeup.data.reader import LabelReader, PackedSplit
+from promptmeup.data.text import TextTokenizer
+from promptmeup.distributed.engine import EngineConfig, build_engine, compute_dtype, full_weights
+from promptmeup.distributed.world import World, agree, join, leave, share_cores
+from promptmeup.errors import ConfigError
+from promptmeup.losses.total import LossConfig
+from promptmeup.models.alignment import AlignmentModel, ModelConfig, build_model
+from promptmeup.models.saving import load_matching, save_model
+from promptmeup.models.text import load_tokenizer
+from promptmeup.prompts.bank import load_banks
+from promptmeup.records import Banks, Batch, RunState
+from promptmeup.shard_format import labels_folder
+from promptmeup.tracking.provenance import environment
+from promptmeup.tracking.settings import TrackedDataset, TrackingConfig
+from promptmeup.tracking.tracker import Tracker
+from promptmeup.training import checkpoint
+from promptmeup.training.evaluation import evaluate_retrieval
+from promptmeup.training.loop import Every, fit
+from promptmeup.training.optim import OptimConfig, build_optimizer, rate_scale, set_rates
+from promptmeup.training.signals import SAVED_EXIT_CODE, StopFlag
+from promptmeup.training.step import train_step
+
+
+class PretrainConfig(Config):
+    """One pre-training run; a teacher is a run with `model.fusion: false` and the image-text loss alone."""
+
+    out: Path
+    """run folder: configuration, journal, checkpoints, model/ (the last) and best/ (by retrieval)"""
+    data: DataConfig
+    model: ModelConfig
+    start_from: Path | None = None
+    """a saved model (RUN/model) whose fitting tensors replace the initial ones, such as the teacher"""
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    engine: EngineConfig = EngineConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    global_batch: int = Field(gt=1)
+    """pairs per step in the world; every rank takes an equal part"""
+    steps: int | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
+    """length of the run: either steps or epochs"""
+    evaluate_every: int = Field(default=0, ge=0)
+    """steps between two evaluations on data.val; 0: only at the end"""
+    save_every: int = Field(default=500, ge=0)
+    """steps between two checkpoints; 0: only at the end or when stopped"""
+    keep_checkpoints: int = Field(default=2, gt=0)
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if self.data.image.size != self.model.vision.image_size:
+            raise ValueError(
+                f"data.image.size = {self.data.image.size} and model.vision.image_size = "
+                f"{self.model.vision.image_size} must be equal"
+            )
+        fused = [n for n, w in self.loss.weights.model_dump().items() if w > 0 and n != "image_text"]
+        if fused and not self.model.fusion:
+            raise ValueError(
+                f"model.fusion is false, but these losses need the fusion half: {', '.join(fused)}; "
+                "set their loss.weights to 0, or model.fusion to true"
+            )
+        return self
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a loss on soft labels is switched on."""
+        return self.loss.weights.object_entity > 0 or self.loss.weights.image_relation > 0
+
+
+def choose_labels(split: Path, name: str | None) -> Path:
+    """Return the folder of soft labels to train on: the one named, else the only finished one.
+
+    Raises:
+        ConfigError: none, or several to choose from.
+    """
+    found = sorted(path.parent for path in labels_folder(split, "*").parent.glob("*/manifest.json"))
+    names = [path.name for path in found]
+    if name is not None and name not in names:
+        raise ConfigError(
+            f"data.labels = {name}: {split} has no finished labels of that name; "
+            f"{'it has ' + ', '.join(names) if names else 'run launch/label.py'}"
+        )
+    if name is None and len(found) != 1:
+        raise ConfigError(
+            f"{split} has {len(found) or 'no'} sets of soft labels"
+            + (f" ({', '.join(names)}): choose one with data.labels=NAME" if found else "")
+            + ("" if found else ": run launch/label.py split first, or switch the losses off that need them")
+            + ("" if found else " with loss.weights.object_entity=0 loss.weights.image_relation=0")
+        )
+    return labels_folder(split, name) if name is not None else found[0]
+
+
+def step_seed(seed: int, *, step: int, rank: int) -> int:
+    """Return the seed of one rank's random numbers in one step, so that resuming needs no saved state."""
+    text = f"{seed} {step} {rank}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Run `config` on this process's share of the world; resumes by itself from `config.out`."""
+    world = join()
+    share_cores(world)
+    try:
+        is_finished = train(config, world)
+    finally:
+        leave()
+    if not is_finished:
+        sys.exit(SAVED_EXIT_CODE)
+
+
+def train(config: PretrainConfig, world: World) -> bool:
+    """Train on one rank of `world`; return False when a signal stopped the run early, after saving."""
+    stop = StopFlag()
+    torch.manual_seed(config.seed)  # every rank starts from the same random weights
+
+    split = PackedSplit(config.data.train)
+    val = PackedSplit(config.data.val) if config.data.val else None
+    labels, banks = _open_labels(config, split, world)
+    order = training_order(split, seed=config.seed, window=config.data.window, pairs=config.data.pairs)
+    total_steps = config.steps or math.ceil((config.epochs or 0) * order.num_pairs / config.global_batch)
+
+    hf_tokenizer = load_tokenizer(config.model.text)
+    tokenizer = TextTokenizer(hf_tokenizer)
+    model = _build(config, banks)
+    vision = model.vision
+    optimizer = build_optimizer(
+        model.to(world.device), backbones=model.backbone_modules(), config=config.optim
+    )
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    dtype = compute_dtype(config.engine, world.device)
+    engine = build_engine(
+        model,
+        optimizer=optimizer,
+        config=config.engine,
+        batch=config.global_batch // world.size,
+        world=world,
+    )
+    state = checkpoint.resume(engine, run=config.out, order=order.fingerprint, world=world) or RunState(
+        world_size=world.size, order=order.fingerprint
+    )
+    batches = train_batches(
+        split,
+        order,
+        config=config.data,
+        tokenizer=tokenizer,
+        mean=vision.mean,
+        std=vision.std,
+        seed=config.seed,
+        start_pairs=state.pairs,
+        global_batch=config.global_batch,
+        rank=world.rank,
+        size=world.size,
+        labels=labels,
+        pin_memory=world.device.type == "cuda",
+    )
+    measure = partial(
+        evaluate_retrieval,
+        engine,
+        config=config.data,
+        tokenizer=tokenizer,
+        mean=vision.mean,
+        std=vision.std,
+        batch=max(32, config.global_batch // world.size),
+        dtype=dtype,
+        world=world,
+    )
+
+    def step(batch: Batch, number: int) -> dict[str, Tensor]:
+        torch.manual_seed(step_seed(config.seed, step=number, rank=world.rank))
+        scale = rate_scale(number, total_steps=total_steps, config=config.optim)
+        set_rates(engine.optimizer, peaks=peaks, scale=scale)
+        metrics = train_step(
+            engine, batch.to(world.device), banks=banks, losses=config.loss, dtype=dtype, world=world
+        )
+        return metrics | {"lr": torch.tensor(max(peaks) * scale)} | _gradient_norm(engine)
+
+    def log(number: int, metrics: dict[str, float]) -> None:
+        renamed = {"loss" if name == "loss/total" else name: value for name, value in metrics.items()}
+        tracker.step(number, renamed | {"epoch": state.pairs / order.num_pairs})
+
+    def evaluate() -> None:
+        if val is None:
+            return
+        found = measure(val)
+        tracker.evaluation(state.step, found)
+        if found["mean_recall"] > state.best:
+            state.best = found["mean_recall"]
+            _export(engine, config.out / "best", model=model, tokenizer=hf_tokenizer, world=world)
+
+    def save() -> None:
+        checkpoint.save(engine, run=config.out, state=state, world=world, keep=config.keep_checkpoints)
+        tracker.event("checkpoint", state.step, folder=str(config.out / "checkpoints"))
+
+    tracker = Tracker.off()
+    if world.is_main:
+        tracker = Tracker(config.out, config=config.tracking, total_steps=total_steps)
+    with tracker:
+        tracker.start(
+            config=config,
+            environment=environment(command=sys.argv, gpus=_gpu_names(), world_size=world.size),
+            step=state.step,
+            datasets=_datasets(split, val),
+        )
+        engine.train()
+        finished = fit(
+            step,
+            batches,
+            state=state,
+            total_steps=total_steps,
+            global_batch=config.global_batch,
+            every=Every(config.tracking.log_every, config.evaluate_every, config.save_every),
+            log=log,
+            evaluate=evaluate,
+            save=save,
+            should_stop=lambda: agree(bool(stop), world),
+        )
+        if finished:
+            _export(engine, config.out / "model", model=model, tokenizer=hf_tokenizer, world=world)
+        else:
+            tracker.event("stopped", state.step, signal=stop.received or "on another rank")
+            tracker.finish("KILLED")
+    return finished
+
+
+def _open_labels(
+    config: PretrainConfig, split: PackedSplit, world: World
+) -> tuple[LabelReader | None, Banks | None]:
+    if not config.needs_labels:
+        return None, None
+    folder = choose_labels(config.data.train, config.data.labels)
+    banks = load_banks(folder, corpus=split.manifest.fingerprint)
+    on_device = Banks(banks.entities_KD.to(world.device), banks.relations_KD.to(world.device))
+    return LabelReader(folder, split), on_device
+
+
+def _build(config: PretrainConfig, banks: Banks | None) -> AlignmentModel:
+    widths = {}
+    if config.model.fusion:
+        # without soft labels the two heads are never trained; any width will do
+        widths = {
+            "entity_width": banks.entities_KD.shape[1] if banks else config.model.width,
+            "relation_width": banks.relations_KD.shape[1] if banks else config.model.width,
+        }
+    model = build_model(config.model, **widths)
+    if config.start_from is not None:
+        load_matching(model, config.start_from)
+    return model
+
+
+def _export(engine: Any, folder: Path, *, model: AlignmentModel, tokenizer: Any, world: World) -> None:
+    """Write the whole model for teachers, fine-tuning and evaluation; collective under ZeRO-3."""
+    weights = full_weights(engine, world=world)
+    if world.is_main:
+        save_model(folder, model, tokenizer=tokenizer, state=weights)
+
+
+def _gradient_norm(engine: Any) -> dict[str, Tensor]:
+    norm = engine.get_global_grad_norm()
+    return {} if norm is None else {"gradient_norm": torch.as_tensor(norm)}
+
+
+def _gpu_names() -> list[str]:
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def _datasets(split: PackedSplit, val: PackedSplit | None) -> list[TrackedDataset]:
+    splits = [(split, "training")] + ([(val, "validation")] if val else [])
+    return [
+        TrackedDataset(
+            name=os.path.join(*packed.folder.parts[-2:]),
+            digest=packed.manifest.fingerprint,
+            source=str(packed.folder.resolve()),
+            context=context,
+        )
+        for packed, context in splits
+    ]

@@ -1,0 +1,17 @@
+"""python shards/pack.py --config configs/pack/newsclippings.yaml corpus.root=FOLDER out=FOLDER"""
+
+from promptmeup.config import command
+from promptmeup.packing.pack import PackConfig, pack
+
+
+def main(config: PackConfig) -> None:
+    """Pack a raw corpus into WebDataset shards with boxes, entities and an index.
+
+    A split that is finished is skipped, so the same command can be run again at any time. The format is
+    described in shards/README.md, the settings in promptmeup/packing/pack.py.
+    """
+    pack(config)
+
+
+if __name__ == "__main__":
+    command(PackConfig, main)

@@ -1,0 +1,156 @@
+"""The same global batch at 1, 2 and 4 ranks: the same losses, metrics and averaged gradients."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Literal
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from promptmeup.distributed.collectives import GatherRows, gather, world_means
+from promptmeup.distributed.world import World
+from promptmeup.losses.total import LossConfig, LossWeights, total_loss
+from tests.support.loss_inputs import Inputs, Student, banks, scenarios
+from tests.support.ranks import run_ranks
+
+Result = tuple[dict[str, float], dict[str, Tensor]]
+SAME_IMAGE: tuple[Literal["positive", "mask"], ...] = ("positive", "mask")
+CONFIGS = {
+    (same_image, hard): LossConfig(same_image=same_image, hard_labels=hard, weights=LossWeights(matching=0.5))
+    for same_image in SAME_IMAGE
+    for hard in (False, True)
+}
+# the share of the most frequent prompt is each rank's own by design
+LOCAL_METRICS = {"object_label_top_share", "relation_label_top_share"}
+
+
+def _step(world: World, inputs: Inputs, config: LossConfig) -> Result:
+    """Reported values and gradients averaged over ranks, as the engine averages them."""
+    student = Student()
+    shard = inputs.shard(world.rank, world.size)
+    features, batch = student(shard), shard.batch()
+    terms = total_loss(features, gather(features, batch, world), batch, banks(), config)
+    means = world_means(terms, world)
+    means.local_loss.backward()
+    gradients = {}
+    for name, parameter in student.named_parameters():
+        assert parameter.grad is not None, name
+        gradients[name] = parameter.grad / world.size
+        if world.size > 1:
+            dist.all_reduce(gradients[name])
+    return {name: value.item() for name, value in means.reported.items()}, gradients
+
+
+def _all_steps(world: World) -> dict[tuple[str, str, bool], Result]:
+    return {
+        (name, *choice): _step(world, inputs, config)
+        for name, inputs in scenarios().items()
+        for choice, config in CONFIGS.items()
+    }
+
+
+@cache
+def _results(size: int) -> list[dict[tuple[str, str, bool], Result]]:
+    """Four ranks are two "nodes" of two: LOCAL_RANK is 0, 1, 0, 1."""
+    if size == 1:
+        return [_all_steps(World(rank=0, size=1, local_rank=0, device=torch.device("cpu")))]
+    return run_ranks(_all_steps, size, ranks_per_node=2)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("same_image", SAME_IMAGE)
+@pytest.mark.parametrize("name", list(scenarios()))
+@pytest.mark.parametrize("size", [2, 4])
+def test_any_number_of_ranks_gives_the_same_step(size: int, name: str, same_image: str, hard: bool) -> None:
+    expected_values, expected_gradients = _results(1)[0][name, same_image, hard]
+    for values, gradients in (answers[name, same_image, hard] for answers in _results(size)):
+        assert values.keys() == expected_values.keys()
+        for metric in values.keys() - LOCAL_METRICS:
+            assert values[metric] == pytest.approx(expected_values[metric], rel=0, abs=1e-10), metric
+        for parameter, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected_gradients[parameter], rtol=0, atol=1e-10)
+
+
+def test_the_scenarios_are_what_they_say() -> None:
+    """Guards the test above: gradients are not trivially zero, and "nothing" is exactly zero."""
+    for (name, _, _), (values, gradients) in _results(4)[0].items():
+        assert all(gradient.isfinite().all() for gradient in gradients.values())
+        untrained = {n for n, gradient in gradients.items() if gradient.count_nonzero() == 0}
+        assert untrained == (set() if name != "nothing" else gradients.keys() - {"match"})
+        assert (values["loss/image_text"] == 0) == (name == "nothing")
+        assert (values["loss/object_entity"] == 0) == (name == "nothing")
+        assert (values["loss/image_relation"] == 0) == (name == "nothing")
+
+
+def _nothing_at_all(world: World) -> Result:
+    config = LossConfig(weights=LossWeights(matching=0))
+    inputs = scenarios()["nothing"]
+    # what an absent object's state may be after a division by an empty box
+    broken = torch.full_like(inputs.objects_GMX, torch.nan)
+    shard = replace(inputs, objects_GMX=broken).shard(world.rank, world.size)
+    student = Student()
+    features, batch = student(shard), shard.batch()
+    objects = features.object_BMD
+    assert objects is not None
+    leaf = objects.detach().requires_grad_()
+    features = replace(features, object_BMD=leaf)
+    means = world_means(total_loss(features, gather(features, batch, world), batch, banks(), config), world)
+    means.local_loss.backward()
+    gradients = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
+    assert leaf.grad is not None
+    return {"total": means.reported["loss/total"].item()}, gradients | {"objects": leaf.grad}
+
+
+def test_no_valid_row_in_the_world_is_exactly_zero() -> None:
+    for values, gradients in run_ranks(_nothing_at_all, 2):
+        assert values["total"] == 0
+        assert all(gradient.count_nonzero() == 0 for gradient in gradients.values())
+
+
+def _gather_rows(world: World, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    rows = torch.arange(6, dtype=dtype).reshape(3, 2).T + 10 * world.rank  # not contiguous
+    rows = rows.requires_grad_()
+    gathered = GatherRows.apply(rows, world.size)
+    # every rank pulls at every row with its own strength
+    strength = torch.arange(gathered.numel(), dtype=dtype).reshape(gathered.shape) * (world.rank + 1)
+    (gradient,) = torch.autograd.grad((gathered * strength).sum(), rows)
+    return gathered.detach(), gradient
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gather_orders_by_global_rank_and_sums_gradients(dtype: torch.dtype) -> None:
+    block = torch.tensor([[0, 2, 4], [1, 3, 5]])
+    expected = torch.cat([block + 10 * rank for rank in range(4)]).to(dtype)
+    total = torch.arange(24).reshape(8, 3) * (1 + 2 + 3 + 4)
+    for rank, (gathered, gradient) in enumerate(run_ranks(_gather_rows, 4, dtype, ranks_per_node=2)):
+        assert torch.equal(gathered, expected)
+        assert torch.equal(gradient, total[2 * rank : 2 * rank + 2].to(dtype))
+
+
+def _exchanges(world: World) -> list[str]:
+    """Names of the collectives of one step."""
+    called: list[str] = []
+
+    def counted(name: str) -> None:
+        original = getattr(dist, name)
+
+        def call(*args: object, **kwargs: object) -> object:
+            called.append(name)
+            return original(*args, **kwargs)
+
+        setattr(dist, name, call)
+
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce"):
+        counted(name)
+    shard = scenarios()["plain"].shard(world.rank, world.size)
+    features, batch = Student()(shard), shard.batch()
+    terms = total_loss(features, gather(features, batch, world), batch, banks(), LossConfig())
+    world_means(terms, world).local_loss.backward()
+    return called
+
+
+def test_one_step_exchanges_four_times() -> None:
+    expected = ["all_gather_into_tensor"] * 2 + ["all_reduce", "reduce_scatter_tensor"]
+    assert run_ranks(_exchanges, 2) == [expected] * 2

@@ -1,0 +1,115 @@
+"""Real ranks, real DeepSpeed: the same curve at every ZeRO stage and number of ranks, and across a kill."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptmeup.models.saving import load_model
+from promptmeup.tracking import journal
+from promptmeup.training.pretrain import PretrainConfig
+from tests.integration.conftest import tiny_config, train_on_rank
+from tests.support.ranks import RankError, run_ranks
+
+STEPS = 20
+LOSSES = ("loss", "loss/image_text", "loss/object_entity", "loss/image_relation", "loss/matching")
+
+
+def curve(run: Path) -> dict[int, dict[str, float]]:
+    steps = journal.metrics(run / "journal.jsonl")
+    return {
+        number: {k: v for k, v in values.items() if k not in ("pairs_per_second", "data_wait")}
+        for number, values in steps.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def reference(news_world: Path) -> Path:
+    run = news_world / "reference"
+    config = tiny_config(news_world, f"out={run}", f"steps={STEPS}", "engine.zero_stage=0")
+    assert run_ranks(train_on_rank, 1, config, timeout=120) == [True]
+    return run
+
+
+def test_reference_learns(reference: Path) -> None:
+    steps = curve(reference)
+    assert sorted(steps) == list(range(1, STEPS + 1))
+    for name in LOSSES:
+        assert all(values[name] > 0 for values in steps.values()), name
+    first, last = (sum(steps[i]["loss"] for i in part) for part in (range(1, 6), range(16, 21)))
+    assert last < first
+    model = load_model(reference / "model")
+    assert model.config.fusion
+    assert (reference / "best" / "model.json").exists()
+    assert (reference / "config.yaml").exists() and (reference / "environment.json").exists()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_same_curve(news_world: Path, reference: Path, stage: int, ranks: int) -> None:
+    run = news_world / f"stage{stage}ranks{ranks}"
+    config = tiny_config(news_world, f"out={run}", f"steps={STEPS}", f"engine.zero_stage={stage}")
+    assert run_ranks(train_on_rank, ranks, config, timeout=180) == [True] * ranks
+    expected, found = curve(reference), curve(run)
+    assert found.keys() == expected.keys()
+    for step, values in expected.items():
+        for name in LOSSES:
+            assert found[step][name] == pytest.approx(values[name], rel=1e-5, abs=1e-5), (step, name)
+    # the exported weights are whole, also where they were sharded
+    a, b = load_model(reference / "model").state_dict(), load_model(run / "model").state_dict()
+    assert all(a[name].shape == b[name].shape for name in a)
+    assert max((a[name].float() - b[name].float()).abs().max().item() for name in a) < 1e-3
+
+
+def _die_at_step(world: Any, config: PretrainConfig, step: int, how: int) -> bool:
+    """Train, and send this rank the signal `how` once the journal holds `step`."""
+    from promptmeup.training import pretrain
+
+    original = pretrain.train_step
+    calls = [0]
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == step and world.rank == world.size - 1:
+            os.kill(os.getpid(), how)
+        return original(*args, **kwargs)
+
+    pretrain.train_step = dying
+    return pretrain.train(config, world)
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(1, 2), (3, 2), (0, 1)])
+def test_killed_and_resumed(news_world: Path, tmp_path: Path, stage: int, ranks: int) -> None:
+    """SIGKILL between two checkpoints, then SIGTERM, then to the end: the uninterrupted curve, bit by bit."""
+    common = (f"engine.zero_stage={stage}", "steps=14", "save_every=4", "model.text.dropout=0.1")
+    whole = tiny_config(news_world, f"out={tmp_path}/whole", *common)
+    assert run_ranks(train_on_rank, ranks, whole, timeout=120) == [True] * ranks
+
+    broken = tiny_config(news_world, f"out={tmp_path}/broken", *common)
+    with pytest.raises(RankError):
+        run_ranks(_die_at_step, ranks, broken, 7, signal.SIGKILL, timeout=120)
+    assert (tmp_path / "broken/checkpoints/latest").read_text() == "step-00000004"
+    # resumes at 4; the signal reaches one rank before its 6th step, all stop together after step 10
+    assert run_ranks(_die_at_step, ranks, broken, 6, signal.SIGTERM, timeout=120) == [False] * ranks
+    assert (tmp_path / "broken/checkpoints/latest").read_text() == "step-00000010"
+    assert run_ranks(train_on_rank, ranks, broken, timeout=120) == [True] * ranks
+
+    assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
+    kept = sorted(path.name for path in (tmp_path / "broken/checkpoints").glob("step-*"))
+    assert kept == ["step-00000012", "step-00000014"]
+    # a finished run that is started again has nothing to do
+    assert run_ranks(train_on_rank, ranks, broken, timeout=120) == [True] * ranks
+    assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
+
+
+def test_resume_refuses_what_changed(news_world: Path, tmp_path: Path) -> None:
+    config = tiny_config(news_world, f"out={tmp_path}/run", "steps=2")
+    assert run_ranks(train_on_rank, 1, config, timeout=120) == [True]
+    longer = tiny_config(news_world, f"out={tmp_path}/run", "steps=4")
+    with pytest.raises(RankError, match="written by 1 ranks and this run"):
+        run_ranks(train_on_rank, 2, longer, timeout=120)
+    other_seed = tiny_config(news_world, f"out={tmp_path}/run", "steps=4", "seed=1")
+    with pytest.raises(RankError, match="data order"):
+        run_ranks(train_on_rank, 1, other_seed, timeout=120)

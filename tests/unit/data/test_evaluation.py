@@ -1,0 +1,71 @@
+"""Every image and every matched caption once, whatever the number of ranks."""
+
+import numpy as np
+import pytest
+import torch
+
+from promptmeup.data.evaluation import caption_batches, image_batches, rank_part
+from promptmeup.data.loader import DataConfig
+from promptmeup.data.transforms import ImageConfig, decode
+
+MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+
+def make_config(split, workers=0, **image):
+    return DataConfig(train=split.folder, image=ImageConfig(size=32, **image), workers=workers, max_tokens=24)
+
+
+@pytest.mark.parametrize(("size", "workers"), [(1, 0), (3, 0), (2, 2), (16, 0)])
+def test_every_image_once(split, size, workers):
+    config = make_config(split, workers)
+    parts = [
+        list(image_batches(split, config=config, mean=MEAN, std=STD, batch=3, rank=r, size=size))
+        for r in range(size)
+    ]
+    found = [batch for part in parts for batch in part]
+    assert torch.cat([b.positions_B for b in found]).tolist() == list(range(10))
+    assert np.array_equal(torch.cat([b.image_ids_B for b in found]).numpy(), split.index["image_id"])
+    assert all(len(b.positions_B) == len(b.images_BCSS) <= 3 for b in found)
+    whole = list(
+        image_batches(split, config=make_config(split), mean=MEAN, std=STD, batch=10, rank=0, size=1)
+    )
+    assert torch.equal(torch.cat([b.images_BCSS for b in found]), whole[0].images_BCSS)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_every_matched_caption_once(split, tokenizer, size):
+    config = make_config(split)
+    found = [
+        batch
+        for r in range(size)
+        for batch in caption_batches(split, config=config, tokenizer=tokenizer, batch=4, rank=r, size=size)
+    ]
+    assert torch.cat([b.positions_B for b in found]).tolist() == list(range(30))
+    texts = []
+    for batch in found:
+        for row in range(len(batch.positions_B)):
+            sample = int(batch.image_positions_B[row])
+            assert int(split.index["image_id"][sample]) == int(batch.image_ids_B[row])
+            words = tokenizer.tokenizer.decode(batch.tokens_BL[row][batch.token_mask_BL[row]][1:-1])
+            record = split.read_json(sample)
+            own = [c["text"].lower() for c in record["captions"] if c["image_key"] == record["key"]]
+            assert words in own
+            texts.append((sample, words))
+    assert len(set(texts)) == 30
+
+
+def test_image_is_not_augmented(split):
+    config = make_config(split, eval_mode="whole")
+    batch = next(image_batches(split, config=config, mean=MEAN, std=STD, batch=10, rank=0, size=1))
+    stored = decode(split.read_image(4)).float() / 255
+    small = torch.nn.functional.interpolate(
+        stored[None], size=(32, 32), mode="bicubic", antialias=True, align_corners=False
+    )
+    assert (batch.images_BCSS[4] - small[0]).abs().max() < 0.06
+
+
+@pytest.mark.parametrize(("rows", "size"), [(10, 3), (2, 4), (0, 2), (7, 1)])
+def test_parts_are_contiguous_and_even(rows, size):
+    parts = [rank_part(rows, rank=r, size=size) for r in range(size)]
+    assert [i for part in parts for i in part] == list(range(rows))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1

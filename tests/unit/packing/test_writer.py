@@ -1,0 +1,123 @@
+"""Shards on disk: readable by stock webdataset, exactly indexed, the same bytes every time."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+
+from promptmeup.packing.writer import ShardWriter
+from promptmeup.shard_format import INDEX_DTYPE, PAIR_DTYPE, ShardEntry, key_id
+
+
+def record(key: str, *, captions: int, boxes: int) -> bytes:
+    data = {
+        "key": key,
+        "captions": [{"image_key": key if i == 0 else "f" * 16} for i in range(captions)],
+        "boxes": [{"label": "é"}] * boxes,
+    }
+    return json.dumps(data, ensure_ascii=False).encode()
+
+
+SAMPLES = {
+    f"{number:015x}{9 - number}": (b"\xff\xd8jpeg %d" % number * 100, captions, boxes)
+    for number, (captions, boxes) in enumerate([(1, 0), (3, 2), (2, 1), (1, 4), (5, 0)])
+}
+
+
+def write(folder: Path) -> tuple[ShardEntry, ...]:
+    folder.mkdir()
+    with ShardWriter(folder, samples_per_shard=2) as writer:
+        for key, (jpeg, captions, boxes) in SAMPLES.items():
+            writer.add(key, jpeg=jpeg, record=record(key, captions=captions, boxes=boxes))
+        return writer.finish()
+
+
+def test_stock_webdataset_reads_the_shards(tmp_path: Path) -> None:
+    shards = write(tmp_path / "a")
+    urls = [str(tmp_path / "a" / entry.name) for entry in shards]
+    read: list[dict[str, Any]] = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in read] == list(SAMPLES)
+    for sample in read:
+        _, captions, boxes = SAMPLES[sample["__key__"]]
+        assert sample["json"] == json.loads(record(sample["__key__"], captions=captions, boxes=boxes))
+    raw = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [sample["jpg"] for sample in raw] == [jpeg for jpeg, _, _ in SAMPLES.values()]
+
+
+def test_entries_say_what_is_in_each_shard(tmp_path: Path) -> None:
+    shards = write(tmp_path / "a")
+    assert [(e.name, e.samples, e.pairs, e.boxes) for e in shards] == [
+        ("shard-000000.tar", 2, 4, 2),
+        ("shard-000001.tar", 2, 3, 5),
+        ("shard-000002.tar", 1, 5, 0),
+    ]
+    for entry in shards:
+        content = (tmp_path / "a" / entry.name).read_bytes()
+        assert (entry.bytes, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_the_index_points_at_the_exact_bytes(tmp_path: Path) -> None:
+    shards = write(tmp_path / "a")
+    index = np.load(tmp_path / "a" / "index.npy")
+    assert index.dtype == INDEX_DTYPE
+    assert index["image_id"].tolist() == [key_id(key) for key in SAMPLES]
+    for row, (key, (jpeg, captions, boxes)) in zip(index, SAMPLES.items(), strict=True):
+        content = (tmp_path / "a" / shards[row["shard"]].name).read_bytes()
+        assert content[row["image_offset"] :][: row["image_size"]] == jpeg
+        text = content[row["json_offset"] :][: row["json_size"]]
+        assert text == record(key, captions=captions, boxes=boxes)
+        assert row["boxes"] == boxes
+    assert index["row"].tolist() == [0, 1, 0, 1, 0]
+    assert index["box_start"].tolist() == [0, 0, 0, 1, 0], "counted from the start of each shard"
+
+
+def test_pairs_are_one_row_each_with_their_sample_and_both_images(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    pairs = np.load(tmp_path / "a" / "pairs.npy")
+    assert pairs.dtype == PAIR_DTYPE
+    assert pairs["sample"].tolist() == [0, 1, 1, 1, 2, 2, 3, 4, 4, 4, 4, 4]
+    assert pairs["caption"].tolist() == [0, 0, 1, 2, 0, 1, 0, 0, 1, 2, 3, 4]
+    index = np.load(tmp_path / "a" / "index.npy")
+    assert (pairs["image_id"] == index["image_id"][pairs["sample"]]).all()
+    matched = pairs["image_id"] == pairs["caption_id"]
+    assert (matched == (pairs["caption"] == 0)).all()
+    assert (pairs["caption_id"][~matched] == key_id("f" * 16)).all()
+
+
+def test_the_same_samples_give_the_same_files(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    write(tmp_path / "b")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    assert len(files) == 5, "three shards and two index files; nothing temporary"
+
+
+def stop_in_the_second_shard(folder: Path) -> None:
+    with ShardWriter(folder, samples_per_shard=2) as writer:
+        for key, (jpeg, captions, boxes) in list(SAMPLES.items())[:3]:
+            writer.add(key, jpeg=jpeg, record=record(key, captions=captions, boxes=boxes))
+        assert sorted(path.name for path in folder.iterdir()) == [".shard-000001.tar.tmp", "shard-000000.tar"]
+        raise RuntimeError("something went wrong")
+
+
+def test_a_full_shard_is_there_and_an_unfinished_one_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="something went wrong"):
+        stop_in_the_second_shard(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-000000.tar"]
+
+
+@pytest.mark.parametrize("key", ["a.b", "0123456789ABCDEF", "0" * 15, "0" * 16 + "\n"])
+def test_other_keys_are_our_own_mistake(tmp_path: Path, key: str) -> None:
+    with ShardWriter(tmp_path, samples_per_shard=2) as writer, pytest.raises(AssertionError, match="16 hex"):
+        writer.add(key, jpeg=b"", record=b"{}")
+
+
+def test_a_key_may_come_once(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, samples_per_shard=1) as writer:
+        writer.add("0" * 16, jpeg=b"", record=record("0" * 16, captions=1, boxes=0))
+        with pytest.raises(AssertionError, match="two samples"):
+            writer.add("0" * 16, jpeg=b"", record=record("0" * 16, captions=1, boxes=0))
