@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from promptmeup.data.loader import DataConfig, read_pixels, run_workers
+from promptmeup.data.loader import DataConfig, read_pixels
 from promptmeup.data.reader import PackedSplit
 from promptmeup.data.text import TextTokenizer
 from promptmeup.data.transforms import apply_view, eval_view, normalise
+from promptmeup.data.workers import run_workers
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,14 @@ The main process walks along the order and hands out slices of pair rows; a work
 augments and collates one slice. What a batch holds depends on its position in the order alone.
 """
 
-import os
-import signal
-import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch.utils.data import DataLoader, Dataset
 
 from promptmeup.config import Config
 from promptmeup.data.collate import Example, collate
@@ -25,7 +19,8 @@ from promptmeup.data.order import Order, generator
 from promptmeup.data.reader import LabelReader, PackedSplit, PairFilter
 from promptmeup.data.text import TextTokenizer
 from promptmeup.data.transforms import ImageConfig, apply_view, decode, draw_view, jitter
-from promptmeup.errors import ConfigError, ShardError, UserError
+from promptmeup.data.workers import run_workers
+from promptmeup.errors import ConfigError, ShardError
 from promptmeup.records import Batch
 
 
@@ -192,88 +187,3 @@ def train_batches(
     make = _PairMaker(split, labels, config, tokenizer, mean, std, seed)
     slices = rank_slices(order, start_pairs=start_pairs, global_batch=global_batch, rank=rank, size=size)
     return run_workers(make, slices, workers=config.workers, prefetch=config.prefetch, pin_memory=pin_memory)
-
-
-Item = TypeVar("Item")
-Made = TypeVar("Made")
-
-
-class _Task(Dataset[Any]):
-    """A function in the shape that DataLoader wants."""
-
-    def __init__(self, make: Callable[[Any], Any]) -> None:
-        self._make = make
-
-    def __getitem__(self, item: Any) -> Any:
-        # A user's mistake is returned: DataLoader would wrap a raised one into a traceback as its message.
-        try:
-            return self._make(item)
-        except UserError as error:
-            return error
-
-
-def _as_is(made: Made) -> Made:
-    return made
-
-
-def _prepare_worker(_: int) -> None:
-    """Leave signals to the training process: it stops at a step boundary and then ends its workers.
-
-    Slurm and Ctrl-C signal every process of a job; a worker that died of it would end the step before
-    the checkpoint. Workers notice by themselves when their parent is gone.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-def run_workers(
-    make: Callable[[Item], Made],
-    items: Iterable[Item],
-    *,
-    workers: int,
-    prefetch: int = 2,
-    pin_memory: bool = False,
-) -> Iterator[Made]:
-    """Yield ``make(item)`` in the order of `items`, made in `workers` processes.
-
-    The workers end with the iterator: when it is exhausted, dropped, or the process leaves.
-
-    Raises:
-        UserError: the one that `make` raised, as it was raised.
-    """
-    loader: DataLoader[Any] = DataLoader(
-        _Task(make),
-        batch_size=None,  # an item is a whole batch already
-        sampler=items,
-        collate_fn=_as_is,
-        num_workers=workers,
-        prefetch_factor=prefetch if workers else None,
-        persistent_workers=workers > 0,
-        worker_init_fn=_prepare_worker,
-        pin_memory=pin_memory,
-    )
-    made = _iterate(loader)
-    reference = weakref.ref(made)
-    # multiprocessing ends its children with SIGTERM at exit and waits for them. Ours ignore it, so the
-    # iterator has to be closed before that: finalizers run first, and those of queues have priority 10.
-    Finalize(made, _close, args=(reference,), exitpriority=20)
-    return made
-
-
-def _iterate(loader: DataLoader[Any]) -> Generator[Any, None, None]:
-    try:
-        for made in loader:
-            if isinstance(made, UserError):
-                raise made
-            yield made
-    finally:
-        # The last reference ends the workers, now and not when a traceback that holds this frame is gone.
-        del loader
-
-
-def _close(reference: "weakref.ref[Generator[Any, None, None]]") -> None:
-    made = reference()
-    if made is not None:
-        made.close()

@@ -89,8 +89,13 @@ class PackedSplit:
         return PackedSplit, (self.folder,)
 
     def __del__(self) -> None:
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
+        self.close()
+
+    def close(self) -> None:
+        """Close the shards; the next read opens them again."""
+        files = getattr(self, "_files", {})  # not there when opening failed
+        while files:
+            os.close(files.popitem()[1])
 
     def _file(self, shard: int) -> int:
         """Return an open descriptor. One inherited by a fork does as well: `pread` moves no position."""
@@ -173,7 +178,10 @@ class LabelReader:
                 f"the soft labels in {folder} are for corpus {self.manifest.corpus}, but {split.folder} is "
                 f"corpus {split.manifest.fingerprint}; it was packed anew: run launch/label.py again"
             )
-        self._dtype = shard_format.label_dtype(self.manifest.num_kept)
+        # a small vocabulary has fewer prompts than are kept of a large one
+        kept = self.manifest.num_kept
+        self._object_dtype = shard_format.label_dtype(min(kept, len(self.manifest.entities)))
+        self._image_dtype = shard_format.label_dtype(min(kept, len(self.manifest.relations)))
         self._objects: dict[int, NDArray[Any]] = {}
         self._images: dict[int, NDArray[Any]] = {}
 
@@ -192,7 +200,7 @@ class LabelReader:
         if shard not in self._objects:
             entry = self.split.manifest.shards[shard]
             path = shard_format.label_file(self.folder, entry.name, "objects")
-            self._objects[shard] = _load_rows(path, self._dtype, entry.boxes)
+            self._objects[shard] = _load_rows(path, self._object_dtype, entry.boxes)
         rows = self._objects[shard][start : start + int(row["boxes"])]
         return rows["ids"].astype(np.int64), rows["probs"].astype(np.float32)
 
@@ -203,6 +211,6 @@ class LabelReader:
         if shard not in self._images:
             entry = self.split.manifest.shards[shard]
             path = shard_format.label_file(self.folder, entry.name, "images")
-            self._images[shard] = _load_rows(path, self._dtype, entry.samples)
+            self._images[shard] = _load_rows(path, self._image_dtype, entry.samples)
         label = self._images[shard][int(row["row"])]
         return label["ids"].astype(np.int64), label["probs"].astype(np.float32)

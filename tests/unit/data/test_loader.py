@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -205,8 +207,18 @@ def test_workers_outlive_the_signals_of_a_job(split, tokenizer, reference):
     assert not multiprocessing.active_children()
 
 
-def test_exit_in_the_middle_ends_the_workers(split, tokenizer):
+def test_exit_in_the_middle_ends_the_workers():
     # A process that leaves while batches are being made must not wait for workers that ignore SIGTERM.
+    code = (
+        "from promptmeup.data.workers import run_workers\n"
+        "running = run_workers(str, range(100), workers=2)\n"
+        "print(next(running), next(running))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 1\n", "")
+
+
+def test_exit_of_a_forked_rank_in_the_middle_ends_the_workers(split, tokenizer):
     def leave(folder):
         running = batches(PackedSplit(folder), tokenizer, workers=2)
         leave.kept = running, next(running)

@@ -49,7 +49,7 @@ def test_few_files_stay_open(split, monkeypatch):
     for sample in (0, 4, 8, 0, 4, 8):
         assert split.read_json(sample)["key"] in split.where(sample)
     assert len(os.listdir("/proc/self/fd")) == before + 2
-    split.__del__()
+    split.close()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
