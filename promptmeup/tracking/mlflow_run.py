@@ -47,7 +47,8 @@ def import_mlflow(uri: str) -> None:
         modules += ["mlflow.store.tracking.sqlalchemy_store", "alembic.command"]
     for module in modules:
         importlib.import_module(module)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every retry
 
 

@@ -139,7 +139,7 @@ def train(config: PretrainConfig, world: World) -> bool:
 
     hf_tokenizer = load_tokenizer(config.model.text)
     tokenizer = TextTokenizer(hf_tokenizer)
-    model = _build(config, banks)
+    model = build(config, banks)
     vision = model.vision
     optimizer = build_optimizer(
         model.to(world.device), backbones=model.backbone_modules(), config=config.optim
@@ -251,7 +251,8 @@ def _open_labels(
     return LabelReader(folder, split), on_device
 
 
-def _build(config: PretrainConfig, banks: Banks | None) -> AlignmentModel:
+def build(config: PretrainConfig, banks: Banks | None) -> AlignmentModel:
+    """Return the model with its initial weights, on the CPU."""
     widths = {}
     if config.model.fusion:
         # without soft labels the two heads are never trained; any width will do

@@ -1,0 +1,108 @@
+"""Labelling and evaluation through their commands' functions, on a packed world."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from promptmeup.config import load
+from promptmeup.data.reader import LabelReader, PackedSplit
+from promptmeup.errors import ConfigError, ShardError, WeightsError
+from promptmeup.prompts.bank import load_banks
+from promptmeup.training.evaluate import EvaluateConfig, evaluate
+from promptmeup.training.label import LabelRunConfig, label
+from promptmeup.training.pretrain import choose_labels
+from promptmeup.training.teacher import SavedTeacher
+from tests.support.real_data import ROOT
+
+
+def run_label(world: Path, split: Path, *overrides: str) -> None:
+    label(
+        load(
+            LabelRunConfig,
+            ROOT / "configs/label/tiny.yaml",
+            [f"teacher={world}/teacher/model", f"splits=[{split}]", "temperature=0.003", *overrides],
+        )
+    )
+
+
+def test_labels_are_the_teachers_softmax(news_world: Path) -> None:
+    """One object and one image, computed here step by step."""
+    from promptmeup.prompts.crops import cut_crops, decode, resize_square
+
+    split = PackedSplit(news_world / "packed/train")
+    folder = choose_labels(split.folder, None)
+    reader = LabelReader(folder, split)
+    banks = load_banks(folder, corpus=split.manifest.fingerprint)
+    teacher = SavedTeacher(news_world / "teacher/model", device=torch.device("cpu"))
+    sample = next(i for i in range(len(split)) if split.index["boxes"][i] > 1)
+    boxes = [[b[k] for k in ("x0", "y0", "x1", "y1")] for b in split.read_json(sample)["boxes"]]
+    image = decode(split.read_image(sample))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (teacher.mean, teacher.std))
+    for pixels, bank, (ids, probs) in (
+        (cut_crops(image, np.array(boxes), size=32), banks.entities_KD, reader.objects(sample)),
+        (resize_square(image, size=32)[None], banks.relations_KD, reader.image(sample)),
+    ):
+        vectors = teacher.encode_images((pixels / 255 - mean) / std)
+        expected = torch.softmax(vectors @ bank.T / 0.003, dim=-1)
+        ids, probs = np.atleast_2d(ids), np.atleast_2d(probs)
+        found = np.take_along_axis(expected.numpy(), ids, axis=1)
+        np.testing.assert_allclose(probs, found, atol=2e-3)
+        assert (ids[:, 0] == expected.argmax(dim=1).numpy()).all()
+
+
+def test_rerun_does_nothing_and_processes_agree(news_world: Path, tmp_path: Path) -> None:
+    split = tmp_path / "train"
+    shutil.copytree(news_world / "packed/train", split)
+    folder = choose_labels(split, None)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.npy")}
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+    run_label(news_world, split)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npy")} == times
+    # a lost file is made again, byte for byte
+    (folder / sorted(before)[0]).unlink()
+    run_label(news_world, split)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.npy")} == before
+
+
+def test_choosing_labels(news_world: Path, tmp_path: Path) -> None:
+    split = tmp_path / "train"
+    shutil.copytree(news_world / "packed/train", split)
+    name = choose_labels(split, None).name
+    assert choose_labels(split, name).name == name
+    with pytest.raises(ConfigError, match=rf"nonsense.*it has {name}"):
+        choose_labels(split, "nonsense")
+    run_label(news_world, split, "num_kept=4")
+    with pytest.raises(ConfigError, match=r"2 sets of soft labels .*choose one with data\.labels=NAME"):
+        choose_labels(split, None)
+    shutil.rmtree(split / "labels")
+    with pytest.raises(ConfigError, match=r"run launch/label\.py"):
+        choose_labels(split, None)
+
+
+def test_labels_of_another_corpus_are_refused(news_world: Path) -> None:
+    folder = choose_labels(news_world / "packed/train", None)
+    val = PackedSplit(news_world / "packed/val")
+    with pytest.raises(ShardError, match=val.manifest.fingerprint):
+        LabelReader(folder, val)
+
+
+def test_evaluate_command(news_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "numbers.json"
+    evaluate(
+        EvaluateConfig(model=news_world / "teacher/best", split=news_world / "packed/val", json_file=out)
+    )
+    shown = capsys.readouterr().out
+    assert "21 images, 42 matched captions" in shown
+    assert "image -> text" in shown
+    numbers = json.loads(out.read_text())
+    assert 0 <= numbers["mean_recall"] <= 1
+    assert numbers["images"] == 21
+
+    with pytest.raises(WeightsError, match="holds no saved model"):
+        evaluate(EvaluateConfig(model=tmp_path, split=news_world / "packed/val"))
+    with pytest.raises(ShardError, match="it holds the packed splits train, val"):
+        evaluate(EvaluateConfig(model=news_world / "teacher/best", split=news_world / "packed"))

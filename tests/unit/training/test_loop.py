@@ -1,0 +1,106 @@
+"""The loop's four ifs: what is logged, evaluated and saved when, and how it stops."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from promptmeup.errors import TrainingError
+from promptmeup.records import Batch, RunState
+from promptmeup.training.loop import Every, fit
+from promptmeup.training.pretrain import step_seed
+
+
+def batches() -> Iterator[Batch]:
+    zeros = torch.zeros(2, dtype=torch.int64)
+    while True:
+        yield Batch(
+            images_BCSS=torch.zeros(2, 3, 4, 4),
+            tokens_BL=zeros[:, None],
+            token_mask_BL=zeros[:, None] == 0,
+            image_ids_B=zeros,
+            caption_ids_B=zeros,
+            boxes_BM4=torch.zeros(2, 1, 4),
+            box_mask_BM=torch.zeros(2, 1, dtype=torch.bool),
+            keys=("aa", "bb"),
+        )
+
+
+class Recorder:
+    def __init__(self, stop_at: int = 10**9, nan_at: int = 10**9) -> None:
+        self.steps: list[int] = []
+        self.events: list[tuple[str, int]] = []
+        self.state = RunState()
+        self.stop_at, self.nan_at = stop_at, nan_at
+
+    def step(self, batch: Batch, number: int) -> dict[str, Tensor]:
+        self.steps.append(number)
+        return {"loss/total": torch.tensor(float("nan") if number + 1 >= self.nan_at else 1.0)}
+
+    def fit(self, total: int, every: Every) -> bool:
+        def note(name: str) -> Any:
+            return lambda: self.events.append((name, self.state.step))
+
+        return fit(
+            self.step,
+            batches(),
+            state=self.state,
+            total_steps=total,
+            global_batch=2,
+            every=every,
+            log=lambda step, values: self.events.append(("log", step)),
+            evaluate=note("evaluate"),
+            save=note("save"),
+            should_stop=lambda: self.state.step >= self.stop_at,
+        )
+
+
+def test_periods_and_end() -> None:
+    run = Recorder()
+    assert run.fit(7, Every(log=3, evaluate=4, save=5))
+    assert run.steps == list(range(7))
+    assert run.state.step == 7 and run.state.pairs == 14
+    assert run.events == [
+        ("log", 1),
+        ("log", 3),
+        ("evaluate", 4),
+        ("log", 5),
+        ("save", 5),
+        ("log", 6),
+        ("log", 7),
+        ("evaluate", 7),
+        ("save", 7),
+    ]
+
+
+def test_stop_saves_at_once_and_resumes() -> None:
+    run = Recorder(stop_at=3)
+    assert not run.fit(7, Every(log=100, evaluate=3, save=0))
+    assert run.events == [("log", 1), ("log", 3), ("save", 3)]
+    run.stop_at = 10**9
+    assert run.fit(7, Every(log=100, evaluate=0, save=0))
+    assert run.steps == list(range(7))
+    assert run.fit(7, Every(log=100, evaluate=0, save=0)), "a finished run is finished"
+    assert run.steps == list(range(7))
+
+
+def test_a_signal_on_the_last_step_still_finishes() -> None:
+    run = Recorder(stop_at=7)
+    assert run.fit(7, Every(log=100, evaluate=0, save=0))
+    assert run.events[-1] == ("save", 7)
+
+
+def test_not_a_number_stops_before_it_is_saved() -> None:
+    run = Recorder(nan_at=5)
+    with pytest.raises(TrainingError, match=r"step 5: loss/total = nan; this rank's images: aa bb"):
+        run.fit(7, Every(log=100, evaluate=0, save=5))
+    assert ("save", 5) not in run.events
+
+
+def test_step_seeds_differ() -> None:
+    seeds = {step_seed(s, step=n, rank=r) for s in range(3) for n in range(10) for r in range(4)}
+    assert len(seeds) == 3 * 10 * 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert step_seed(1, step=2, rank=3) == step_seed(1, step=2, rank=3)
