@@ -28,7 +28,7 @@ quickstart: $(STAMP)  ## generate a small news world, pack, train the teacher, l
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/quickstart.sh
 
 test: $(STAMP)  ## run the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)  ## lint, types, import contracts, shell scripts
 	$(BIN)/ruff check .
