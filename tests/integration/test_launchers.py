@@ -47,6 +47,7 @@ def start(launcher: tuple[str, ...], world: Path, *overrides: str) -> subprocess
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
 
 
@@ -58,7 +59,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
             return
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.2)
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)
     pytest.fail(f"no step {step} in time: {process.communicate()[0]}")
 
 
@@ -69,7 +70,8 @@ def test_deepspeed_stopped_and_resumed(news_world: Path, tmp_path: Path) -> None
     overrides = (f"out={run}", "steps=100000", "data.workers=1")
     process = start(deepspeed(), news_world, *overrides)
     wait_for_step(run, 3, process)
-    process.send_signal(signal.SIGTERM)
+    # to the group, as Ctrl-C and timeout(1) do: deepspeed's first process would die of it and tell nobody
+    os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0, output
     assert "stopped after" in output

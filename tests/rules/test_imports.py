@@ -12,7 +12,7 @@ HOMES = {
     "deepspeed": "promptmeup/distributed/",
     "ultralytics": "promptmeup/packing/detector.py",
     "spacy": "promptmeup/packing/entities.py",
-    "mlflow": "promptmeup/tracking/mlflow.py",
+    "mlflow": "promptmeup/tracking/mlflow",  # mlflow.py, mlflow_run.py
 }
 
 
