@@ -10,12 +10,15 @@ Shape legend, used as suffixes of names everywhere (``logits_BK``):
     T  entries kept of a soft label (top-k)
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # packing starts many processes that need no torch, whose import takes seconds
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -51,20 +54,6 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One photo of a raw corpus with every caption that an annotation shows with it.
-
-    `boxes` is None where the corpus brings none and a detector has to find them; they are in pixels of
-    the original image, EXIF orientation applied.
-    """
-
-    key: str
-    image_path: Path
-    captions: tuple[Caption, ...]
-    boxes: tuple[Box, ...] | None = None
-
-
-@dataclass(frozen=True)
 class Reject:
     """An input left out, or kept with something missing, and the reason; a line of rejects.jsonl."""
 
@@ -77,6 +66,32 @@ class Reject:
     """(image, caption) pairs concerned"""
     kept: bool = False
     """true where the pairs are packed all the same, such as an image without detections"""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One photo of a raw corpus with every caption that an annotation shows with it."""
+
+    key: str
+    image_path: str
+    """normalised, relative to the corpus's folder of images"""
+    captions: tuple[Caption, ...]
+    boxes: tuple[Box, ...] | None = None
+    """in pixels of the original image, EXIF orientation applied; None where the corpus brings none"""
+    member: tuple[int, int] | None = None
+    """(offset, size) of the image's bytes where `image_path` is an archive that holds many"""
+    notes: tuple[Reject, ...] = ()
+    """what is worth knowing of its pairs, if they are packed"""
+
+    @property
+    def name(self) -> str:
+        """What rejects.jsonl and key.json call the photo, and what its key is made of."""
+        return photo_name(self.image_path, self.member)
+
+
+def photo_name(path: str, member: tuple[int, int] | None) -> str:
+    """Return the name of a photo: its path, or archive and offset where it lies in one."""
+    return path if member is None else f"{path}@{member[0]}"
 
 
 @dataclass(frozen=True)
@@ -127,15 +142,17 @@ class Batch:
         """bool, true where caption and image belong together."""
         return self.image_ids_B == self.caption_ids_B
 
-    def to(self, device: torch.device, *, non_blocking: bool = True) -> "Batch":
+    def to(self, device: torch.device, *, non_blocking: bool = True) -> Batch:
         """Return the batch with every tensor on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory; a DataLoader with `pin_memory` calls this by its name."""
-        return self._map(Tensor.pin_memory)
+        return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        from torch import Tensor
+
         def changed(value: object) -> object:
             if isinstance(value, Tensor):
                 return change(value)

@@ -6,7 +6,7 @@
     OUT/<split>/rejects.jsonl        what was left out, one line each with the reason
     OUT/<split>/entities.tsv         entity vocabulary of the captions: name, count, kind
     OUT/<split>/manifest.json        written last: a split without it is not a split
-    OUT/<split>/labels/<fingerprint>/  soft labels: shard-000000.{objects,images}.npy, manifest.json
+    OUT/<split>/labels/<name>/     soft labels: shard-000000.{objects,images}.npy, manifest.json
 
 shards/README.md states the same for people. Everything that writes or reads these files comes here.
 """
@@ -96,7 +96,7 @@ class Manifest:
     rejects: dict[str, int]
     """number by reason"""
     packed_with: dict[str, Any] = field(default_factory=dict)
-    """resolved configuration, versions, weights' hashes"""
+    """by stage (photos, boxes, entities), None where it was skipped: settings, versions, weights' hashes"""
     schema: int = SCHEMA
 
 
@@ -165,12 +165,18 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has format version {data.get('schema')!r}, this program reads {SCHEMA}; "
             "pack the corpus again with this version"
         )
-    data["shards"] = tuple(ShardEntry(**entry) for entry in data["shards"])
-    return Manifest(**data)
+    return manifest_of(data)
 
 
-def labels_folder(split_folder: Path, fingerprint: str) -> Path:
-    return split_folder / "labels" / fingerprint
+def manifest_of(data: dict[str, Any]) -> Manifest:
+    """Return the manifest that `data`, its JSON, describes."""
+    shards = tuple(ShardEntry(**entry) for entry in data["shards"])
+    return Manifest(**(data | {"shards": shards}))
+
+
+def labels_folder(split_folder: Path, name: str) -> Path:
+    """`name` is the fingerprint of the bank, and 8 digits of the corpus's."""
+    return split_folder / "labels" / name
 
 
 def label_file(folder: Path, shard: str, kind: str) -> Path:
@@ -181,10 +187,10 @@ def label_file(folder: Path, shard: str, kind: str) -> Path:
 
 @dataclass(frozen=True)
 class LabelManifest:
-    """What a folder of soft labels holds; `bank` also names the folder."""
+    """What a folder of soft labels holds."""
 
     bank: str
-    """fingerprint of teacher weights, vocabularies, templates and temperature"""
+    """the folder's name: fingerprint of teacher weights, vocabularies, templates and temperature, and corpus"""
     corpus: str
     """fingerprint of the labelled split"""
     num_kept: int

@@ -1,7 +1,8 @@
 """python shards/pack.py --config configs/pack/newsclippings.yaml corpus.root=FOLDER out=FOLDER"""
 
 from promptmeup.config import command
-from promptmeup.packing.pack import PackConfig, pack
+from promptmeup.packing.pack import pack
+from promptmeup.packing.settings import PackConfig
 
 
 def main(config: PackConfig) -> None:

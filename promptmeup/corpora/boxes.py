@@ -8,7 +8,7 @@ not been looked at (`Sample.boxes` is None); one with an empty list has, and sho
 """
 
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from promptmeup.records import Box, Reject
 
 def read_boxes(
     path: Path, *, wanted: Container[str], reject: Callable[[Reject], None]
-) -> dict[str, tuple[Box, ...]]:
-    """Return the boxes of the images in `wanted` (normalised paths) that the file names.
+) -> Iterator[tuple[str, tuple[Box, ...]]]:
+    """Yield each image in `wanted` (normalised paths) that the file names, with its boxes.
 
     A line or a box that cannot be used is reported as "malformed_boxes" and left out; the image stays.
 
@@ -28,7 +28,7 @@ def read_boxes(
         CorpusError: the file is absent or unreadable.
     """
     missing = "corpus.boxes names it; write one JSON line an image there, or leave corpus.boxes out"
-    found: dict[str, tuple[Box, ...]] = {}
+    found: set[str] = set()
     for number, line in read_json_lines(path, missing=missing):
 
         def complain(detail: str, number: int = number) -> None:
@@ -46,13 +46,13 @@ def read_boxes(
             complain(f"{image} has an earlier line: that one is used")
             continue
         boxes = [_box(entry) for entry in entries]
-        found[image] = tuple(box for box in boxes if box is not None)
+        found.add(image)
         if bad := boxes.count(None):
             complain(
                 f"{bad} of {len(boxes)} boxes of {image} left out: each needs finite numbers "
                 "x0 < x1, y0 < y1, score, and a text label"
             )
-    return found
+        yield image, tuple(box for box in boxes if box is not None)
 
 
 def _box(entry: Any) -> Box | None:

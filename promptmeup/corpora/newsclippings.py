@@ -9,20 +9,20 @@ match iff both records have the same image *file*: several records can share one
 photo), so neither the ids nor the `falsified` flag decide.
 """
 
-import os
+import contextlib
+import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import Field
 
 from promptmeup.config import Config
-from promptmeup.corpora.boxes import read_boxes
-from promptmeup.corpora.json_files import is_text, read_json
-from promptmeup.corpora.paths import normal_path, refusal
+from promptmeup.corpora.grouping import PairGroups, temporary_database
+from promptmeup.corpora.json_files import is_text, read_array
+from promptmeup.corpora.paths import normal_path
 from promptmeup.errors import CorpusError
-from promptmeup.records import Caption, Reject, Sample
+from promptmeup.records import Reject, Sample
 from promptmeup.shard_format import image_key
 
 ORIGIN = Path("visual_news/origin")
@@ -42,20 +42,28 @@ class NewsClippingsConfig(Config):
     """JSON lines of known objects (see corpora/boxes.py), relative to `root` unless absolute"""
 
 
-class _Record(NamedTuple):
-    """What is needed of a line of data.json; `problem` says why it cannot be used, if so."""
+_TABLES = """
+create table annotation (number integer primary key, caption_id text, image_id text, falsified integer);
+create table wanted (id text primary key) without rowid;
+create table record (id text primary key, caption text, shown text, path text, problem text) without rowid;
+"""
+_INSERT_RECORD = """
+insert into record select ?, ?, ?, ?, ? where exists (select 1 from wanted where id = ?)
+on conflict (id) do update set
+    problem = 'record ' || id || ' is there twice, with different captions or images'
+    where shown is not excluded.shown or path is not excluded.path or problem is not excluded.problem
+"""
+_JOIN = """
+select a.caption_id, a.image_id, a.falsified,
+       c.id, c.caption, c.shown, c.path, c.problem, i.id, i.path, i.problem
+from annotation a left join record c on c.id = a.caption_id left join record i on i.id = a.image_id
+order by a.number
+"""
 
-    caption: object
-    path: str
-    problem: str
 
-
-@dataclass(frozen=True)
-class _Pair:
-    caption: Caption
-    item: str
-    claim: str
-    """what the `falsified` flag wrongly says, or nothing"""
+def image_root(config: NewsClippingsConfig) -> Path:
+    """Return the folder that the samples' image paths are relative to."""
+    return config.root / ORIGIN
 
 
 def splits(config: NewsClippingsConfig) -> tuple[str, ...]:
@@ -73,31 +81,25 @@ def splits(config: NewsClippingsConfig) -> tuple[str, ...]:
 def samples(config: NewsClippingsConfig, *, split: str, reject: Callable[[Reject], None]) -> Iterator[Sample]:
     """Yield each image of `split` with all captions shown with it, in the order of first appearance.
 
-    Whatever cannot be used goes to `reject` with a reason: malformed_annotation, malformed_record,
-    unknown_caption_id, unknown_image_id, empty_caption, duplicate_pair, path_escapes_root, missing_image.
-    The pairs of all rejects (`kept` ones apart) and samples add up to the annotations. Kept, and counted all
-    the same: flag_disagrees, malformed_boxes.
+    Whatever cannot be used goes to `reject` with a reason, before the first sample: malformed_annotation,
+    malformed_record, unknown_caption_id, unknown_image_id, empty_caption, duplicate_pair. The pairs of all
+    rejects (`kept` ones apart) and samples add up to the annotations. Kept, and counted all the same:
+    malformed_boxes, and flag_disagrees as a sample's note. The images themselves are not looked at.
 
     Raises:
         CorpusError: a file is absent, not JSON, or not of the expected shape.
     """
-    annotations = list(_read_annotations(config, split=split, reject=reject))
-    wanted = {record_id for annotation in annotations for record_id in annotation[:2]}
-    records = _read_records(config, wanted=wanted, reject=reject)
-    groups = _group(annotations, records, reject=reject)
-    del annotations, wanted, records
-    boxes_file = config.root / config.boxes if config.boxes else None
-    boxes = read_boxes(boxes_file, wanted=groups, reject=reject) if boxes_file else {}
-    origin = config.root / ORIGIN
-    real_origin = os.path.realpath(origin)
-    for path, pairs in groups.items():
-        if refused := refusal(path, folder=origin, real_folder=real_origin):
-            reject(Reject(path, *refused, pairs=len(pairs)))
-            continue
-        for pair in pairs:
-            if pair.claim:
-                reject(Reject(pair.item, "flag_disagrees", pair.claim, kept=True))
-        yield Sample(image_key(path), origin / path, tuple(pair.caption for pair in pairs), boxes.get(path))
+    groups = PairGroups()
+    with contextlib.closing(temporary_database()) as database:
+        database.executescript(_TABLES)
+        _read_annotations(config, database, split=split, reject=reject)
+        _read_records(config, database, reject=reject)
+        for row in database.execute(_JOIN):
+            if refused := _add_pair(groups, row):
+                reject(refused)
+    if config.boxes:
+        groups.add_boxes(config.root / config.boxes, reject=reject)
+    yield from groups.samples()
 
 
 def _expected(config: NewsClippingsConfig) -> str:
@@ -111,29 +113,32 @@ def _expected(config: NewsClippingsConfig) -> str:
 
 
 def _read_annotations(
-    config: NewsClippingsConfig, *, split: str, reject: Callable[[Reject], None]
-) -> Iterator[tuple[str, str, object]]:
-    """Yield (caption's record id, image's record id, falsified flag)."""
-    found = splits(config)
+    config: NewsClippingsConfig,
+    database: sqlite3.Connection,
+    *,
+    split: str,
+    reject: Callable[[Reject], None],
+) -> None:
     path = config.root / ANNOTATIONS / config.subset / f"{split}.json"
-    data = read_json(
+    annotations = read_array(
         path,
-        missing=f"expected the annotations of split '{split}'; splits there: {', '.join(found) or 'none'}",
+        key="annotations",
+        what="an object with a list 'annotations' (NewsCLIPpings' own format)",
+        missing=f"expected the annotations of split '{split}'; "
+        f"splits there: {', '.join(splits(config)) or 'none'}",
     )
-    if not isinstance(data, dict) or not isinstance(data.get("annotations"), list):
-        raise CorpusError(
-            f"{path}: the top level must be an object with a list 'annotations' "
-            f"(NewsCLIPpings' own format), this is a {type(data).__name__}"
-            + (f" with keys {', '.join(sorted(data)) or 'none'}" if isinstance(data, dict) else "")
-        )
-    for number, annotation in enumerate(data["annotations"]):
+    for number, annotation in enumerate(annotations):
         fields = annotation if isinstance(annotation, dict) else {}
         caption_id, image_id = _id(fields.get("id")), _id(fields.get("image_id"))
         if caption_id is None or image_id is None:
             detail = f"id and image_id must be numbers or text: {str(annotation)[:200]!r}"
             reject(Reject(f"{split}.json annotation {number}", "malformed_annotation", detail))
             continue
-        yield caption_id, image_id, fields.get("falsified")
+        falsified = fields.get("falsified")
+        # a flag of another type claims nothing
+        row = (number, caption_id, image_id, falsified if isinstance(falsified, bool) else None)
+        database.execute("insert into annotation values (?, ?, ?, ?)", row)
+        database.execute("insert or ignore into wanted values (?), (?)", (caption_id, image_id))
 
 
 def _id(value: Any) -> str | None:
@@ -146,72 +151,55 @@ def _id(value: Any) -> str | None:
 
 
 def _read_records(
-    config: NewsClippingsConfig, *, wanted: set[str], reject: Callable[[Reject], None]
-) -> dict[str, _Record]:
+    config: NewsClippingsConfig, database: sqlite3.Connection, *, reject: Callable[[Reject], None]
+) -> None:
     path = config.root / RECORDS
-    data = read_json(
+    records = read_array(
         path,
+        what="a list of records (VisualNews' own format)",
         missing="expected VisualNews' list of records; set corpus.root to the folder that holds "
         f"{ORIGIN.parts[0]}/",
     )
-    if not isinstance(data, list):
-        raise CorpusError(
-            f"{path}: the top level must be a list of records (VisualNews' own format), "
-            f"this is a {type(data).__name__}"
-        )
-    records: dict[str, _Record] = {}
-    for number, fields in enumerate(data):
+    for number, fields in enumerate(records):
         record_id = _id(fields.get("id")) if isinstance(fields, dict) else None
         if record_id is None:
             detail = f"a record must be an object with an id: {str(fields)[:200]!r}"
             reject(Reject(f"{path.name} record {number}", "malformed_record", detail, pairs=0))
-        elif record_id in wanted:
-            record = _record(fields)
-            if records.setdefault(record_id, record) != record:
-                problem = f"record {record_id} is there twice, with different captions or images"
-                records[record_id] = record._replace(problem=problem)
-    return records
-
-
-def _record(fields: dict[str, Any]) -> _Record:
-    path = fields.get("image_path")
-    if "caption" not in fields or not isinstance(path, str) or not path or "\0" in path or not is_text(path):
-        return _Record("", "", f"record {fields['id']} must have a caption and an image_path")
-    caption = fields["caption"]
-    problem = "" if not isinstance(caption, str) or is_text(caption) else "the caption is not valid Unicode"
-    return _Record(caption, normal_path(path), problem)
-
-
-def _group(
-    annotations: list[tuple[str, str, object]],
-    records: dict[str, _Record],
-    *,
-    reject: Callable[[Reject], None],
-) -> dict[str, list[_Pair]]:
-    """Return the usable pairs of each image file."""
-    groups: dict[str, list[_Pair]] = {}
-    seen: set[tuple[str, str]] = set()
-    for caption_id, image_id, falsified in annotations:
-        item = f"caption {caption_id}, image {image_id}"
-        caption, image = records.get(caption_id), records.get(image_id)
-        if caption is None or image is None:
-            reason, unknown = (
-                ("unknown_image_id", image_id) if caption else ("unknown_caption_id", caption_id)
-            )
-            reject(Reject(item, reason, f"{RECORDS.name} has no record {unknown}"))
-        elif problem := caption.problem or image.problem:
-            reject(Reject(item, "malformed_record", problem))
-        elif not isinstance(caption.caption, str) or not caption.caption.strip():
-            reject(Reject(item, "empty_caption", f"the caption is {caption.caption!r}"))
-        elif (image.path, caption_id) in seen:
-            reject(Reject(item, "duplicate_pair", f"an earlier annotation shows it with {image.path}"))
         else:
-            seen.add((image.path, caption_id))
-            true_match = caption.path == image.path
-            claim = ""
-            if falsified is true_match:  # a bool on both sides: a flag of another type claims nothing
-                files = "the same" if true_match else "different"
-                claim = f"falsified is {falsified}, the two records' image files are {files}"
-            pair = _Pair(Caption(caption_id, caption.caption, image_key(caption.path)), item, claim)
-            groups.setdefault(image.path, []).append(pair)
-    return groups
+            database.execute(_INSERT_RECORD, (record_id, *_record(fields), record_id))
+
+
+def _record(fields: dict[str, Any]) -> tuple[str | None, str, str, str]:
+    """Return caption (None where it is no text), how a message shows it, image path, and what is wrong."""
+    path, caption = fields.get("image_path"), fields.get("caption")
+    if "caption" not in fields or not isinstance(path, str) or not path or "\0" in path or not is_text(path):
+        return None, "", "", f"record {fields['id']} must have a caption and an image_path"
+    if not isinstance(caption, str):
+        return None, repr(caption), normal_path(path), ""
+    if not is_text(caption):
+        return None, ascii(caption), normal_path(path), "the caption is not valid Unicode"
+    return caption, repr(caption), normal_path(path), ""
+
+
+def _add_pair(groups: PairGroups, row: tuple[Any, ...]) -> Reject | None:
+    """Add one annotation to `groups`, or return why it cannot be used."""
+    caption_id, image_id, falsified, *found = row
+    known_caption, text, shown, caption_path, caption_problem, known_image, path, image_problem = found
+    item = f"caption {caption_id}, image {image_id}"
+    if known_caption is None or known_image is None:
+        reason, unknown = (
+            ("unknown_caption_id", caption_id) if known_caption is None else ("unknown_image_id", image_id)
+        )
+        return Reject(item, reason, f"{RECORDS.name} has no record {unknown}")
+    if problem := caption_problem or image_problem:
+        return Reject(item, "malformed_record", problem)
+    if text is None or not text.strip():
+        return Reject(item, "empty_caption", f"the caption is {shown[:200]}")
+    true_match = caption_path == path
+    claim = ""
+    if falsified is not None and bool(falsified) is true_match:
+        files = "the same" if true_match else "different"
+        claim = f"falsified is {bool(falsified)}, the two records' image files are {files}"
+    if not groups.add(path, caption_id, text, own_key=image_key(caption_path), item=item, claim=claim):
+        return Reject(item, "duplicate_pair", f"an earlier annotation shows it with {path}")
+    return None

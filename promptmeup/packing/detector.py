@@ -9,7 +9,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from pydantic import Field
 
@@ -42,6 +41,8 @@ class Detector:
     """
 
     def __init__(self, config: DetectorConfig) -> None:
+        import torch  # takes seconds, and most packing processes need no detector
+
         self._config = config
         auto = "cuda:0" if torch.cuda.is_available() else "cpu"
         self.device = auto if config.device == "auto" else config.device
@@ -51,7 +52,6 @@ class Detector:
                 f"detector.weights: there is no file {path}; give the path of YOLO weights, or a name "
                 "such as yolo11n.pt that ultralytics downloads"
             )
-        threads = torch.get_num_threads()
         yolo = _import_yolo(offline=path.is_file())
         try:
             self._model = _load(yolo, path, architecture=config.architecture)
@@ -64,19 +64,31 @@ class Detector:
                 f"detector.weights: {config.weights} does not work with image_size={config.image_size} "
                 f"on {self.device}: {error}; check the file, or download or export it again"
             ) from error
-        torch.set_num_threads(threads)  # ultralytics lowers it to one less than the cores
         self.description = {
             "weights_sha256": file_sha256(Path(self._model.ckpt_path or path)),
             "device": self.device.partition(":")[0],
             "ultralytics": metadata.version("ultralytics"),
         }
+        self.name = f"{path.stem} {self.description['weights_sha256'][:8]}"
 
     def detect(self, images: Sequence[Image.Image]) -> list[tuple[Box, ...]]:
         """Return the boxes of each image, in its own pixels, most confident first.
 
+        Works on one core: other processes have the others, and sums over several threads may round differently.
+
         Images of one size share a batch. Mixed sizes would be padded to a square, which costs a third more
         on photos of 3:2 and makes an image's boxes depend on its neighbours.
         """
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # ultralytics sets it as well, to one less than the cores
+        try:
+            return self._detect(images)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _detect(self, images: Sequence[Image.Image]) -> list[tuple[Box, ...]]:
         found: list[tuple[Box, ...]] = [()] * len(images)
         by_size: dict[tuple[int, int], list[int]] = {}
         for position, image in enumerate(images):

@@ -1,8 +1,9 @@
 """Captions -> named entities and nouns by spaCy, and how often each name occurs in a split."""
 
 import re
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from typing import Any
 
 from pydantic import Field
@@ -17,10 +18,11 @@ ENTITY_LABELS = frozenset(
 """What an image can show; dates, times, numbers, money and languages are left out."""
 MAX_CHARACTERS = 10_000
 """of a caption that are analysed; no text encoder reads further, and spaCy's memory grows with it"""
-_CACHE_SIZE = 10_000
 
 Found = tuple[tuple[Span, ...], tuple[Span, ...]]
 """entities, nouns"""
+Names = tuple[tuple[str, str], ...]
+"""(name, "entity" or "noun"), each once: what a caption adds to the vocabulary"""
 
 
 class EntityConfig(Config):
@@ -48,9 +50,12 @@ class EntityFinder:
                 f"(it has {', '.join(parts) or 'no components'}); use a whole pipeline such as en_core_web_sm"
             )
         meta = self._nlp.meta
-        self.description = {"model": f"{meta['lang']}_{meta['name']}", "version": meta["version"]}
-        # In NewsCLIPpings each caption is shown with its own image and with others, often soon after.
-        self._cache: OrderedDict[str, Found] = OrderedDict()
+        self.description = {
+            "model": f"{meta['lang']}_{meta['name']}",
+            "version": meta["version"],
+            "spacy": metadata.version("spacy"),
+        }
+        self.name = f"{self.description['model']} {meta['version']}"
 
     def find(self, texts: Sequence[str]) -> Iterator[Found]:
         """Yield the entities and the common nouns of each text, in its own characters.
@@ -58,16 +63,11 @@ class EntityFinder:
         An entity's label is spaCy's (PERSON, GPE, ...), a noun's its lemma in lower case. Nouns inside an
         entity, dates and the like included, are not listed: "two years" shows no year.
         """
-        known = {text: self._cache[text] for text in texts if text in self._cache}
-        new = [text for text in dict.fromkeys(texts) if text not in known]
-        shortened = (text[:MAX_CHARACTERS] for text in new)
-        for text, doc in zip(new, self._nlp.pipe(shortened, batch_size=self._batch), strict=True):
-            known[text] = _entities(doc), _nouns(doc)
-        for text, found in known.items():
-            self._cache[text] = found
-            self._cache.move_to_end(text)
-        while len(self._cache) > _CACHE_SIZE:
-            self._cache.popitem(last=False)
+        # a photo's captions are shown with others too, often in the same shard
+        different = list(dict.fromkeys(texts))
+        shortened = (text[:MAX_CHARACTERS] for text in different)
+        docs = self._nlp.pipe(shortened, batch_size=self._batch)
+        known = {text: (_entities(doc), _nouns(doc)) for text, doc in zip(different, docs, strict=True)}
         yield from (known[text] for text in texts)
 
 
@@ -107,6 +107,14 @@ def entity_name(text: str) -> str:
     return re.sub(r"^the ", "", name, flags=re.IGNORECASE)
 
 
+def names_in(found: Found) -> Names:
+    """Return the names of one caption's entities and nouns, each once, sorted."""
+    entities, nouns = found
+    names = {(entity_name(span.text), "entity") for span in entities}
+    names |= {(span.label, "noun") for span in nouns}
+    return tuple(sorted(name for name in names if name[0]))
+
+
 class VocabularyCounter:
     """Counts in how many captions each name occurs, whatever the number of images a caption is shown with."""
 
@@ -115,14 +123,11 @@ class VocabularyCounter:
         self._totals: Counter[str] = Counter()  # by case-folded name
         self._spellings: dict[str, Counter[tuple[str, str]]] = {}
 
-    def add(self, caption_id: str, found: Found) -> None:
+    def add(self, caption_id: str, names: Names) -> None:
         """Count one caption; a second time under the same id it is ignored."""
         if caption_id in self._captions:
             return
         self._captions.add(caption_id)
-        entities, nouns = found
-        names = {(entity_name(span.text), "entity") for span in entities}
-        names |= {(span.label, "noun") for span in nouns}
         for name, kind in names:
             self._spellings.setdefault(name.casefold(), Counter())[name, kind] += 1
         self._totals.update({name.casefold() for name, _ in names})
@@ -136,7 +141,6 @@ class VocabularyCounter:
         rows = []
         for folded, spellings in self._spellings.items():
             name, kind = min(spellings, key=lambda spelling: (-spellings[spelling], spelling))
-            if name:
-                rows.append((name, self._totals[folded], kind))
+            rows.append((name, self._totals[folded], kind))
         rows.sort(key=lambda row: (-row[1], row[0]))
         return "".join(f"{name}\t{count}\t{kind}\n" for name, count, kind in rows)

@@ -1,11 +1,17 @@
 """Photo file -> the JPEG that is stored: upright, RGB, its shorter side reduced, no metadata."""
 
 import io
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from promptmeup.corpora.paths import refusal
+from promptmeup.records import Sample
 
 MIN_SIDE = 32
 """pixels; spacers and icons, not photos"""
@@ -29,21 +35,51 @@ class BadImageError(Exception):
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An encoded image; `scale_x` and `scale_y` take pixels of the upright original to stored ones."""
+    """An encoded image, and the size of the upright original that it was made of."""
 
     jpeg: bytes
     width: int
     height: int
-    scale_x: float
-    scale_y: float
+    original_width: int
+    original_height: int
+
+    @property
+    def scale_x(self) -> float:
+        """Stored pixels per original pixel."""
+        return self.width / self.original_width
+
+    @property
+    def scale_y(self) -> float:
+        return self.height / self.original_height
 
     def open(self) -> Image.Image:
         """Return what a reader of the shard will see, JPEG's losses included."""
         return Image.open(io.BytesIO(self.jpeg))
 
 
-def prepare_image(path: Path, *, shorter_side: int, quality: int) -> StoredImage:
-    """Read the photo at `path`, turn it upright, reduce its shorter side to `shorter_side`, encode it.
+def read_photo(sample: Sample, root: Path, *, shorter_side: int, quality: int) -> StoredImage:
+    """Return the photo of `sample` as it is stored; nothing outside the folder `root` is opened.
+
+    Raises:
+        BadImageError: path_escapes_root, missing_image, unreadable_image or bad_image_size.
+    """
+    if refused := refusal(sample.image_path, folder=root, real_folder=os.path.realpath(root)):
+        raise BadImageError(*refused)
+    path = root / sample.image_path
+    if sample.member is None:
+        return prepare_image(path, shorter_side=shorter_side, quality=quality)
+    offset, size = sample.member
+    try:
+        with path.open("rb") as archive:
+            archive.seek(offset)
+            content = archive.read(size)
+    except OSError as error:
+        raise BadImageError("unreadable_image", f"{path.name}: {error.strerror}") from error
+    return prepare_image(io.BytesIO(content), shorter_side=shorter_side, quality=quality)
+
+
+def prepare_image(source: Path | BinaryIO, *, shorter_side: int, quality: int) -> StoredImage:
+    """Read the photo `source`, turn it upright, reduce its shorter side to `shorter_side`, encode it.
 
     A smaller image keeps its size. The same file gives the same bytes with the same Pillow.
 
@@ -51,16 +87,21 @@ def prepare_image(path: Path, *, shorter_side: int, quality: int) -> StoredImage
         BadImageError: missing_image, unreadable_image or bad_image_size.
     """
     try:
-        if not path.exists():
-            raise BadImageError("missing_image", "no such file")
-        if not path.is_file():  # opening a named pipe would wait for ever
-            raise BadImageError("unreadable_image", "not a file")
-        with Image.open(path, formats=FORMATS) as image:
+        if isinstance(source, Path):
+            if not source.exists():
+                raise BadImageError("missing_image", "no such file")
+            if not source.is_file():  # opening a named pipe would wait for ever
+                raise BadImageError("unreadable_image", "not a file")
+        with Image.open(source, formats=FORMATS) as image:
             return _prepare(image, shorter_side=shorter_side, quality=quality)
     except BadImageError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-        detail = f"{type(error).__name__}: {error}".replace(str(path), path.name)
+        detail = f"{type(error).__name__}: {error}"
+        if isinstance(source, Path):
+            detail = detail.replace(str(source), source.name)
+        else:
+            detail = re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "the archive's member", detail)
         raise BadImageError("unreadable_image", detail) from error
 
 
@@ -79,7 +120,7 @@ def _prepare(image: Image.Image, *, shorter_side: int, quality: int) -> StoredIm
     stored.info = {}  # a comment or an XMP packet would be written along
     buffer = io.BytesIO()
     stored.save(buffer, "JPEG", quality=quality)
-    return StoredImage(buffer.getvalue(), *size, size[0] / width, size[1] / height)
+    return StoredImage(buffer.getvalue(), *size, width, height)
 
 
 def _check_size(width: int, height: int) -> None:

@@ -1,168 +1,301 @@
-"""A raw corpus -> packed splits; those that are finished are left alone, and each manifest comes last."""
+"""A raw corpus -> packed splits, in stages; what is done is left alone, and each manifest comes last.
 
+A split is made shard by shard, by processes here and on other machines. Its work folder `.packing` holds the
+plan and what is known of each finished shard; it goes when the manifest is there. Killed at any point, the same
+command goes on where it stopped, and the bytes are those of an undisturbed run.
+"""
+
+import json
+import shutil
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from promptmeup import __version__
-from promptmeup.config import Config
-from promptmeup.corpora import newsclippings
+from promptmeup.config import fingerprint
+from promptmeup.corpora import newsclippings, tabular
 from promptmeup.corpora.newsclippings import NewsClippingsConfig
 from promptmeup.errors import CorpusError, ShardError
-from promptmeup.packing.detector import Detector, DetectorConfig
-from promptmeup.packing.entities import EntityConfig, EntityFinder
-from promptmeup.packing.split import PackedFiles, pack_split
+from promptmeup.packing.finish import finish_split, gather_parts, rejects_after_update
+from promptmeup.packing.parts import missing_shards
+from promptmeup.packing.plan import Reader, differences, make_plan
+from promptmeup.packing.processes import available_cores, run_processes
+from promptmeup.packing.rejects import Books, write_rejects
+from promptmeup.packing.settings import STAGES, PackConfig
+from promptmeup.packing.shard_maker import ShardMaker
+from promptmeup.packing.stages import PhotoSettings
+from promptmeup.progress import Progress
 from promptmeup.records import Reject, Sample
-from promptmeup.shard_format import Manifest, corpus_fingerprint, read_manifest, write_manifest
+from promptmeup.shard_format import Manifest, manifest_of, read_manifest, write_json
 
-
-class PackConfig(Config):
-    """How shards/pack.py makes shards of a raw corpus."""
-
-    corpus: NewsClippingsConfig
-    out: Path
-    """folder that gets one folder a split"""
-    splits: tuple[str, ...] = Field(default=("train", "val"), min_length=1)
-    shorter_side: int = Field(default=288, ge=32, le=4096)
-    """pixels; larger photos are reduced to it"""
-    jpeg_quality: int = Field(default=90, ge=1, le=100)
-    detector: DetectorConfig | None = None
-    """finds the boxes of images for which the corpus brings none"""
-    entities: EntityConfig = EntityConfig()
-    samples_per_shard: int = Field(default=1000, ge=1)
-    max_reject_rate: float = Field(default=0.05, ge=0.0, le=1.0)
-    """share of the pairs that may be lost"""
-    threads: int = Field(default=2, ge=1, le=256)
-    """for reading, resizing and encoding images; detector and spaCy have their own"""
-
-    @model_validator(mode="after")
-    def _boxes_come_from_somewhere(self) -> Self:
-        if self.detector is None and self.corpus.boxes is None:
-            raise ValueError(
-                "objects must come from somewhere: set detector.weights to YOLO weights, "
-                "or corpus.boxes to a file of known boxes"
-            )
-        return self
+WORK = ".packing"
 
 
 def pack(config: PackConfig) -> None:
-    """Pack every split of `config` that is not packed yet, and say what came of it.
+    """Do for every split of `config` what is still to do, and say what came of it.
 
     Raises:
         CorpusError: the corpus cannot be read, or too many of its pairs are lost.
         ShardError: a split was packed with other settings, or the output cannot be written.
         WeightsError: the detector or the spaCy model is not there.
     """
-    missing = []
+    _check_splits(config)
     for split in config.splits:
-        if is_packed(config.out / split, config):
-            print(f"{config.out / split}: packed already with these settings, nothing to do", flush=True)
-        else:
-            missing.append(split)
-    if not missing:
-        return
-    known = newsclippings.splits(config.corpus)
-    if unknown := [split for split in missing if split not in known]:
-        raise CorpusError(
-            f"{config.corpus.root} has no split {', '.join(unknown)} in subset {config.corpus.subset}; "
-            f"there: {', '.join(known) or 'none'}; choose with splits=[...]"
-        )
-    detector = Detector(config.detector) if config.detector else None
-    finder = EntityFinder(config.entities)
-    for split in missing:
         try:
-            _pack_one(split, config, detector=detector, finder=finder)
+            _pack_split(split, config)
         except OSError as error:  # trouble with a single image is caught where it is read
+            if isinstance(error, FileNotFoundError) and (config.out / split / "manifest.json").exists():
+                continue  # another task finished the split and removed its work folder a moment ago
             raise ShardError(
                 f"cannot write {error.filename or config.out / split}: {error.strerror}; "
-                "make room or mend the permissions and run the same command again"
+                "make room or mend the permissions and run the same command again: it goes on where it stopped"
             ) from error
 
 
-def _pack_one(split: str, config: PackConfig, *, detector: Detector | None, finder: EntityFinder) -> None:
-    start = time.monotonic()
+def _pack_split(split: str, config: PackConfig) -> None:
     folder = config.out / split
-
-    def read(reject: Callable[[Reject], None]) -> Iterable[Sample]:
-        return newsclippings.samples(config.corpus, split=split, reject=reject)
-
-    files = pack_split(
-        read,
-        folder,
-        image_root=config.corpus.root / newsclippings.ORIGIN,
-        detector=detector,
-        finder=finder,
-        shorter_side=config.shorter_side,
-        jpeg_quality=config.jpeg_quality,
-        samples_per_shard=config.samples_per_shard,
-        max_reject_rate=config.max_reject_rate,
-        threads=config.threads,
-    )
-    manifest = Manifest(
-        split=split,
-        shards=files.shards,
-        fingerprint=corpus_fingerprint(files.shards),
-        samples=sum(entry.samples for entry in files.shards),
-        pairs=sum(entry.pairs for entry in files.shards),
-        matched_pairs=files.matched_pairs,
-        rejects=files.rejects,
-        packed_with={
-            "settings": content_settings(config),
-            "versions": {"promptmeup": __version__, "pillow": metadata.version("pillow")}
-            | {"spacy": metadata.version("spacy")},
-            "detector": detector.description if detector else None,
-            "spacy_model": finder.description,
-        },
-    )
-    write_manifest(folder, manifest)
-    print(_summary(folder, manifest, files, seconds=time.monotonic() - start), flush=True)
+    if (folder / WORK / "update.json").exists():
+        _update(folder, config, *_begun_update(folder, config))
+    elif (folder / "manifest.json").exists():
+        manifest = read_manifest(folder)
+        todo = _stages_to_do(folder, manifest, config)
+        if todo:
+            _update(folder, config, manifest, todo)
+        else:
+            shutil.rmtree(folder / WORK, ignore_errors=True)
+            print(f"{folder}: packed already with these settings, nothing to do", flush=True)
+    elif config.makes("photos"):
+        _pack_photos(split, folder, config)
+    else:
+        raise ShardError(
+            f"{folder} is not a packed split: stage={config.stage} needs its photos; pack them with stage=photos"
+        )
 
 
-def content_settings(config: PackConfig) -> dict[str, Any]:
-    """Return the settings that decide what is in the shards, JSON-able; the others say how to work."""
-    working: dict[str, Any] = {
-        "out": True,
-        "splits": True,
-        "threads": True,
-        "max_reject_rate": True,
-        "detector": {"batch", "device"},
-        "entities": {"batch"},
-    }
-    return config.model_dump(mode="json", exclude=working)
-
-
-def is_packed(folder: Path, config: PackConfig) -> bool:
-    """Return whether `folder` holds a finished split made with `config`'s settings.
+def _stages_to_do(folder: Path, manifest: Manifest, config: PackConfig) -> tuple[str, ...]:
+    """Return which stages a finished split lacks.
 
     Raises:
-        ShardError: it holds one made with others.
+        ShardError: it was made with other settings, and nobody asked to replace what they decide.
     """
-    if not (folder / "manifest.json").exists():
-        return False
-    there, wanted = read_manifest(folder).packed_with.get("settings"), content_settings(config)
-    if there != wanted:
+    todo = []
+    wanted = config.content_settings()
+    for stage in STAGES:
+        if not config.makes(stage):
+            continue
+        there = manifest.packed_with.get(stage)
+        if there is None or config.redo:
+            todo.append(stage)
+        elif changed := differences(there["settings"], wanted[stage]):
+            if config.stage != stage or stage == "photos":
+                replace = f"replace them with stage={stage}, " if stage != "photos" else ""
+                raise ShardError(
+                    f"{folder}: its {stage} were packed with other settings ({changed}); {replace}"
+                    f"set out to another folder, or delete {folder} to pack it again"
+                )
+            todo.append(stage)
+    return tuple(todo)
+
+
+def _pack_photos(split: str, folder: Path, config: PackConfig) -> None:
+    start, work = time.monotonic(), folder / WORK
+    if not (work / "plan.json").exists() and any(folder.glob("shard-*.tar")):
         raise ShardError(
-            f"{folder} was packed with other settings ({_differences(there, wanted)}); "
-            f"set out to another folder, or delete {folder} to pack it again"
+            f"{folder} holds shards that are of no finished split and of no packing that can go on; "
+            "move them away, or set out to another folder"
         )
-    return True
+    wanted = config.content_settings()
+    settings = {stage: wanted[stage] for stage in STAGES if config.makes(stage)}
+    plan = make_plan(
+        _reader(split, config), work, samples_per_shard=config.samples_per_shard, settings=settings
+    )
+    maker = ShardMaker(
+        folder=folder,
+        work=plan.parts,
+        plan=plan,
+        photos=PhotoSettings(_image_root(config), config.shorter_side, config.jpeg_quality),
+        boxes=config.makes("boxes"),
+        detector=config.detector,
+        entities=config.entities if config.makes("entities") else None,
+    )
+    try:
+        if not _make_shards(maker, plan.shards, dict(zip(plan.shards, plan.samples, strict=True)), config):
+            return
+        gathered = gather_parts(plan.parts, plan.shards)
+        books = Books(max_rate=config.max_reject_rate)
+        books.add(plan.rejects, packed=0)
+        books.add(gathered.rejects, packed=sum(len(contents.pairs) for contents in gathered.contents))
+        books.check(finished=True)
+    except CorpusError as error:
+        missing = missing_shards(folder, plan.parts, plan.shards)
+        done = gather_parts(plan.parts, [shard for shard in plan.shards if shard not in missing])
+        write_rejects(folder / "rejects.jsonl", [*plan.rejects, *done.rejects])
+        raise CorpusError(
+            f"{error}\nEvery one is listed in {folder / 'rejects.jsonl'}. Mend the corpus, or allow more: "
+            "max_reject_rate=0.5"
+        ) from error
+    packed_with: dict[str, Any] = dict.fromkeys(STAGES) | {
+        stage: {"settings": settings[stage]} for stage in settings
+    }
+    packed_with["photos"] |= {
+        "plan": plan.digest,
+        "versions": {"promptmeup": __version__, "pillow": metadata.version("pillow")},
+    }
+    for stage, makers in gathered.made_by.items():
+        packed_with[stage]["by"] = makers
+    manifest = finish_split(
+        folder, gathered, rejects=[*plan.rejects, *gathered.rejects], books=books, packed_with=packed_with
+    )
+    _remove_work(work)
+    print(_summary(folder, manifest, books, seconds=time.monotonic() - start), flush=True)
 
 
-def _differences(there: Any, wanted: Any, name: str = "") -> str:
-    if isinstance(there, dict) and isinstance(wanted, dict):
-        parts = (
-            _differences(there.get(key), wanted.get(key), f"{name}.{key}" if name else key)
-            for key in sorted(there.keys() | wanted.keys())
+def _begun_update(folder: Path, config: PackConfig) -> tuple[Manifest, tuple[str, ...]]:
+    """Return the manifest before, and the stages of, an update that was interrupted.
+
+    Raises:
+        ShardError: `config` asks for something else.
+    """
+    begun = json.loads((folder / WORK / "update.json").read_text(encoding="utf-8"))
+    wanted = config.content_settings()
+    wanted = {stage: wanted[stage] for stage in begun["settings"] if config.makes(stage)}
+    if wanted != begun["settings"]:
+        raise ShardError(
+            f"{folder}: replacing its {' and '.join(begun['settings'])} was interrupted; finish it first, with "
+            f"the command of then ({differences(wanted, begun['settings']) or 'other settings'})"
         )
-        return ", ".join(part for part in parts if part)
-    return "" if there == wanted else f"{name} was {there}, is {wanted}"
+    return manifest_of(begun["manifest"]), tuple(begun["settings"])
 
 
-def _summary(folder: Path, manifest: Manifest, files: PackedFiles, *, seconds: float) -> str:
+def _update(folder: Path, config: PackConfig, before: Manifest, stages: tuple[str, ...]) -> None:
+    """Make `stages` anew in every shard; until all are done the split has no manifest, so that none reads it."""
+    start, work = time.monotonic(), folder / WORK
+    wanted = config.content_settings()
+    settings = {stage: wanted[stage] for stage in stages}
+    work.mkdir(exist_ok=True)
+    plan = None
+    if "boxes" in stages and config.corpus.boxes is not None:
+        plan = make_plan(
+            _reader(folder.name, config),
+            work,
+            samples_per_shard=config.samples_per_shard,
+            settings={"update": settings},
+        )
+        if plan.digest != before.packed_with["photos"]["plan"]:
+            raise ShardError(
+                f"{config.corpus.root} is not the corpus that {folder} was packed of, or it changed; "
+                "pack it into another folder"
+            )
+    begun = {"settings": settings, "manifest": asdict(before)}
+    parts = work / f"parts-{fingerprint(json.loads(json.dumps(begun)))}"
+    parts.mkdir(exist_ok=True)
+    write_json(work / "update.json", begun)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    maker = ShardMaker(
+        folder=folder,
+        work=parts,
+        plan=plan,
+        photos=None,
+        boxes="boxes" in stages,
+        detector=config.detector,
+        entities=config.entities if "entities" in stages else None,
+    )
+    samples = {entry.name: entry.samples for entry in before.shards}
+    if not _make_shards(maker, tuple(samples), samples, config):
+        return
+    gathered = gather_parts(parts, samples)
+    rejects = rejects_after_update(folder, gathered.rejects, boxes="boxes" in stages)
+    books = Books(max_rate=1.0)
+    books.add(rejects, packed=before.pairs)
+    packed_with = before.packed_with | {
+        stage: {"settings": settings[stage], "by": gathered.made_by[stage]} for stage in stages
+    }
+    manifest = finish_split(folder, gathered, rejects=rejects, books=books, packed_with=packed_with)
+    _remove_work(work)
+    print(_summary(folder, manifest, books, seconds=time.monotonic() - start), flush=True)
+
+
+def _make_shards(
+    maker: ShardMaker, shards: tuple[str, ...], samples: dict[str, int], config: PackConfig
+) -> bool:
+    """Make this task's share of what is missing of `shards`; return whether all of them are done then.
+
+    Raises:
+        CorpusError: too many pairs are lost.
+    """
+    share = shards[config.task :: config.num_tasks]
+    missing = missing_shards(maker.folder, maker.work, share)
+    if len(missing) < len(share):
+        print(f"{maker.folder}: {len(share) - len(missing)} of {len(share)} shards are done", flush=True)
+    books = Books(max_rate=config.max_reject_rate)
+    with Progress(
+        f"pack {maker.folder.name}", unit="images", total=sum(samples[shard] for shard in missing)
+    ) as bar:
+        for part in run_processes(
+            maker, missing, processes=config.processes or available_cores(), count=bar.advance
+        ):
+            books.add(part.rejects, packed=part.pairs)
+            bar.advance(0, lost=f"{books.lost} pairs")
+            if maker.photos:
+                books.check()
+    left = missing_shards(maker.folder, maker.work, shards)
+    if left and (maker.folder / "manifest.json").exists():
+        print(f"{maker.folder}: finished by another task", flush=True)
+    elif left:
+        print(
+            f"{maker.folder}: task {config.task} of {config.num_tasks} is done, {len(left)} of {len(shards)} "
+            "shards are left to the other tasks; the last of them finishes the split",
+            flush=True,
+        )
+    return not left
+
+
+def _check_splits(config: PackConfig) -> None:
+    """Refuse a split that is neither packed nor in the corpus, before any work."""
+    begun = ("manifest.json", f"{WORK}/update.json")
+    new = [name for name in config.splits if not any((config.out / name / file).exists() for file in begun)]
+    if not new or not config.makes("photos"):
+        return
+    corpus = config.corpus
+    known = (
+        newsclippings.splits(corpus) if isinstance(corpus, NewsClippingsConfig) else tabular.splits(corpus)
+    )
+    if unknown := [name for name in new if name not in known]:
+        raise CorpusError(
+            f"{corpus.root} has no split {', '.join(unknown)}; there: {', '.join(known) or 'none'}; "
+            "choose with splits=[...]"
+        )
+
+
+def _reader(split: str, config: PackConfig) -> Reader:
+    corpus = config.corpus
+
+    def read(reject: Callable[[Reject], None]) -> Iterable[Sample]:
+        if isinstance(corpus, NewsClippingsConfig):
+            return newsclippings.samples(corpus, split=split, reject=reject)
+        return tabular.samples(corpus, split=split, reject=reject)
+
+    return read
+
+
+def _image_root(config: PackConfig) -> Path:
+    corpus = config.corpus
+    if isinstance(corpus, NewsClippingsConfig):
+        return newsclippings.image_root(corpus)
+    return tabular.image_root(corpus)
+
+
+def _remove_work(work: Path) -> None:
+    """Remove the work folder; first what says that there is work to go on with."""
+    for name in ("update.json", "plan.json"):
+        (work / name).unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _summary(folder: Path, manifest: Manifest, books: Books, *, seconds: float) -> str:
     boxes = sum(entry.boxes for entry in manifest.shards)
     megabytes = sum(entry.bytes for entry in manifest.shards) / 1e6
     lines = [
@@ -171,6 +304,6 @@ def _summary(folder: Path, manifest: Manifest, files: PackedFiles, *, seconds: f
         f"in {seconds:.0f} s ({manifest.samples / seconds:.1f} images/s)",
         f"  {folder}: {len(manifest.shards)} shards, {megabytes:.1f} MB, fingerprint {manifest.fingerprint}",
     ]
-    if files.reject_table:
-        lines += [f"left out or incomplete, see {folder / 'rejects.jsonl'}:", files.reject_table]
+    if table := books.table():
+        lines += [f"left out or incomplete, see {folder / 'rejects.jsonl'}:", table]
     return "\n".join(lines)

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from promptmeup.packing.entities import Found
 from promptmeup.packing.images import StoredImage
-from promptmeup.records import Box, Sample
+from promptmeup.records import Box, Caption, Span
 from promptmeup.shard_format import SCHEMA
 
 MIN_BOX_SIDE = 1.0
@@ -34,21 +35,59 @@ def stored_boxes(
     return tuple(kept), dropped
 
 
-def sample_json(
-    sample: Sample, image: StoredImage, *, image_path: str, boxes: Sequence[Box], found: Sequence[Found]
-) -> bytes:
-    """Return the content of KEY.json; `found` is one entry a caption. The format is in shards/README.md."""
+@dataclass
+class Draft:
+    """One photo on its way into a shard; the stages fill in boxes, entities and nouns."""
+
+    key: str
+    name: str
+    """of the photo in the corpus: `image_path` in KEY.json"""
+    image: StoredImage
+    captions: tuple[Caption, ...]
+    boxes: tuple[Box, ...] = ()
+    boxes_by: str | None = None
+    """who looked for boxes; None: nobody yet"""
+    found: Sequence[Found] | None = None
+    """entities and nouns of each caption; None: nobody has looked yet"""
+    entities_by: str | None = None
+
+
+def draft_json(draft: Draft) -> bytes:
+    """Return the content of KEY.json; the format is in shards/README.md."""
+    found = draft.found if draft.found is not None else [((), ())] * len(draft.captions)
     captions = [
         asdict(caption) | {"entities": list(map(asdict, entities)), "nouns": list(map(asdict, nouns))}
-        for caption, (entities, nouns) in zip(sample.captions, found, strict=True)
+        for caption, (entities, nouns) in zip(draft.captions, found, strict=True)
     ]
     record = {
         "schema": SCHEMA,
-        "key": sample.key,
-        "image_path": image_path,
-        "width": image.width,
-        "height": image.height,
+        "key": draft.key,
+        "image_path": draft.name,
+        "width": draft.image.width,
+        "height": draft.image.height,
+        "original_width": draft.image.original_width,
+        "original_height": draft.image.original_height,
         "captions": captions,
-        "boxes": [asdict(box) for box in boxes],
+        "boxes": [asdict(box) for box in draft.boxes],
+        "boxes_by": draft.boxes_by,
+        "entities_by": draft.entities_by,
     }
     return json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def read_draft(jpeg: bytes, record: dict[str, Any]) -> Draft:
+    """Return the draft of which `draft_json` made `record`."""
+    sizes = (record[name] for name in ("width", "height", "original_width", "original_height"))
+    return Draft(
+        record["key"],
+        record["image_path"],
+        StoredImage(jpeg, *sizes),
+        tuple(Caption(c["id"], c["text"], c["image_key"]) for c in record["captions"]),
+        tuple(Box(**box) for box in record["boxes"]),
+        record["boxes_by"],
+        [
+            tuple(tuple(Span(**span) for span in c[kind]) for kind in ("entities", "nouns"))  # type: ignore[misc]
+            for c in record["captions"]
+        ],
+        record["entities_by"],
+    )

@@ -2,81 +2,55 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from promptmeup.errors import CorpusError
-from promptmeup.records import Reject, Sample
+from promptmeup.records import Reject
+from promptmeup.shard_format import write_atomically
 
 PAIRS_BEFORE_JUDGING = 1000
+BOX_REASONS = ("no_detections", "bad_box")
+"""made by the stage that finds boxes, and replaced with them"""
 
 
-class RejectLog:
-    """Writes rejects.jsonl and stops the work when too large a share of the pairs is lost.
+class Books:
+    """Counts pairs and rejects, and judges whether too large a share of the pairs is lost."""
 
-    `seen` counts the pairs met so far, `lost` those of them that are not packed.
-    """
-
-    def __init__(self, path: Path, *, max_rate: float) -> None:
-        self._path, self._max_rate = path, max_rate
-        self._file = path.open("w", encoding="utf-8")
+    def __init__(self, *, max_rate: float) -> None:
+        self._max_rate = max_rate
         self.seen = self.lost = 0
+        """pairs met so far, and those of them that are not packed"""
         self.pairs: Counter[str] = Counter()
         """pairs concerned, by reason"""
         self._items: Counter[str] = Counter()
         self._first: dict[str, Reject] = {}
-        self._lost_at_start: int | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def add(self, reject: Reject) -> None:
-        """Book a reject whose pairs have been seen, because their sample came through `watch`."""
-        print(json.dumps(asdict(reject), ensure_ascii=False, sort_keys=True), file=self._file, flush=True)
-        self.pairs[reject.reason] += reject.pairs
-        self._items[reject.reason] += 1
-        self._first.setdefault(reject.reason, reject)
-        if not reject.kept:
-            self.lost += reject.pairs
-
-    def add_unread(self, reject: Reject) -> None:
-        """Book a reject of the corpus's reader, whose pairs never become part of a sample."""
-        if not reject.kept:
-            self.seen += reject.pairs
-        self.add(reject)
-
-    def watch(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """Yield from `samples` and count their pairs."""
-        for sample in samples:
-            if self._lost_at_start is None:
-                self._lost_at_start = self.lost
-            self.seen += len(sample.captions)
-            yield sample
+    def add(self, rejects: Iterable[Reject], *, packed: int) -> None:
+        """Book some `packed` pairs and what went wrong with others and them."""
+        self.seen += packed
+        for reject in rejects:
+            self.pairs[reject.reason] += reject.pairs
+            self._items[reject.reason] += 1
+            self._first.setdefault(reject.reason, reject)
+            if not reject.kept:
+                self.seen += reject.pairs
+                self.lost += reject.pairs
 
     def check(self, *, finished: bool = False) -> None:
         """Judge the share of lost pairs; before the end only once 1000 were seen.
 
-        A reader reports what is wrong with its annotations before its first sample. Those rejects are as
-        many as in the whole corpus, so they count only at the end.
-
         Raises:
-            CorpusError: more than `max_rate` is lost, with a table of the reasons.
+            CorpusError: more than `max_rate` is lost, or everything, with a table of the reasons.
         """
-        early = 0 if finished else self._lost_at_start or 0
-        seen, lost = self.seen - early, self.lost - early
-        if (finished or seen >= PAIRS_BEFORE_JUDGING) and lost > self._max_rate * seen:
+        if finished and self.seen == self.lost:
+            raise CorpusError(f"nothing to pack: of {self.seen} pairs none is left\n{self.table()}")
+        enough = finished or self.seen >= PAIRS_BEFORE_JUDGING
+        if enough and self.lost > self._max_rate * self.seen:
             raise CorpusError(
-                f"{lost} of {seen} pairs ({lost / seen:.1%}) cannot be packed, more than "
-                f"max_reject_rate={self._max_rate:g} allows:\n{self.table()}\n"
-                f"Every one is listed in {self._path}. Mend the corpus, or allow more: max_reject_rate=0.5"
+                f"{self.lost} of {self.seen} pairs ({self.lost / self.seen:.1%}) cannot be packed, more than "
+                f"max_reject_rate={self._max_rate:g} allows:\n{self.table()}"
             )
 
     def table(self) -> str:
@@ -87,3 +61,15 @@ class RejectLog:
             f"{self._items[reason]} items; first: {first.item}: {first.detail}"
             for reason, first in rows
         )
+
+
+def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
+    """Write rejects.jsonl: those about boxes at the end, where they stand when boxes are found later."""
+    ordered = sorted(rejects, key=lambda reject: reject.reason in BOX_REASONS)
+    lines = (json.dumps(asdict(reject), ensure_ascii=False, sort_keys=True) + "\n" for reject in ordered)
+    write_atomically(path, "".join(lines).encode())
+
+
+def read_rejects(path: Path) -> list[Reject]:
+    """Return the lines of a rejects.jsonl."""
+    return [Reject(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -8,13 +8,14 @@ import torch
 from accelerate import PartialState
 
 from promptmeup.data.reader import PackedSplit
+from promptmeup.errors import ShardError
 from promptmeup.progress import progress
 from promptmeup.prompts.bank import bank_fingerprint, build_banks, save_banks
 from promptmeup.prompts.label_files import finish_labels, write_labels
 from promptmeup.prompts.labels import LabelConfig, StoredSample, label_temperature
 from promptmeup.prompts.quality import dominance_warning
 from promptmeup.prompts.vocabulary import read_vocabulary
-from promptmeup.shard_format import ShardEntry, labels_folder
+from promptmeup.shard_format import ShardEntry, labels_folder, read_manifest
 from promptmeup.training.teacher import SavedTeacher
 
 
@@ -32,6 +33,8 @@ def label(config: LabelRunConfig) -> None:
     processes = PartialState(cpu=config.device == "cpu")
     device = processes.device if config.device == "auto" else torch.device(config.device)
     is_main = processes.is_main_process
+    for folder in config.splits:
+        _refuse_unfinished(folder)
     teacher = SavedTeacher(config.teacher, device=device)
     vocabulary = read_vocabulary(config.bank.vocabulary, entities=config.splits[0] / "entities.tsv")
     banks = build_banks(vocabulary, teacher.encode_texts, batch=config.bank.batch)
@@ -51,7 +54,8 @@ def label(config: LabelRunConfig) -> None:
         )
     for folder in config.splits:
         split = PackedSplit(folder)
-        target = labels_folder(folder, name)
+        # boxes may be replaced: labels of other boxes must not be taken for finished ones
+        target = labels_folder(folder, f"{name}-{split.manifest.fingerprint[:8]}")
         share = split.manifest.shards[processes.process_index :: processes.num_processes]
         bar = iter(progress(share, total=len(share), what=f"label {folder}", unit="shards"))
         next(bar, None)
@@ -79,6 +83,16 @@ def label(config: LabelRunConfig) -> None:
             )
             _report(target, manifest.statistics, vocabulary.entities, vocabulary.relations)
         processes.wait_for_everyone()
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    packed_with = read_manifest(folder).packed_with
+    missing = [stage for stage in ("boxes", "entities") if packed_with.get(stage, {}) is None]
+    if missing:
+        raise ShardError(
+            f"{folder} was packed without {' and '.join(missing)}, which labels are made of; "
+            f"add them with shards/pack.py and {' and '.join(f'stage={stage}' for stage in missing)}"
+        )
 
 
 def stored_samples(split: PackedSplit, entry: ShardEntry) -> Iterator[StoredSample]:

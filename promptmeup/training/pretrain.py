@@ -25,7 +25,7 @@ from promptmeup.models.saving import load_matching, save_model
 from promptmeup.models.text import load_tokenizer
 from promptmeup.prompts.bank import load_banks
 from promptmeup.records import Banks, Batch, RunState
-from promptmeup.shard_format import labels_folder
+from promptmeup.shard_format import labels_folder, read_label_manifest, read_manifest
 from promptmeup.tracking.provenance import environment
 from promptmeup.tracking.settings import TrackedDataset, TrackingConfig
 from promptmeup.tracking.tracker import Tracker
@@ -86,24 +86,33 @@ class PretrainConfig(Config):
 
 
 def choose_labels(split: Path, name: str | None) -> Path:
-    """Return the folder of soft labels to train on: the one named, else the only finished one.
+    """Return the folder of soft labels to train on: the one named, else the only finished one of this corpus.
 
     Raises:
         ConfigError: none, or several to choose from.
     """
-    found = sorted(path.parent for path in labels_folder(split, "*").parent.glob("*/manifest.json"))
+    corpus = read_manifest(split).fingerprint
+    finished = sorted(path.parent for path in labels_folder(split, "*").parent.glob("*/manifest.json"))
+    found = [folder for folder in finished if read_label_manifest(folder).corpus == corpus]
     names = [path.name for path in found]
     if name is not None and name not in names:
         raise ConfigError(
             f"data.labels = {name}: {split} has no finished labels of that name; "
             f"{'it has ' + ', '.join(names) if names else 'run launch/label.py'}"
         )
-    if name is None and len(found) != 1:
+    if not found:
+        old = (
+            f" ({len(finished)} of what it was before its boxes or entities were replaced)"
+            if finished
+            else ""
+        )
         raise ConfigError(
-            f"{split} has {len(found) or 'no'} sets of soft labels"
-            + (f" ({', '.join(names)}): choose one with data.labels=NAME" if found else "")
-            + ("" if found else ": run launch/label.py split first, or switch the losses off that need them")
-            + ("" if found else " with loss.weights.object_entity=0 loss.weights.image_relation=0")
+            f"{split} has no soft labels{old}: run launch/label.py first, or switch the losses off that need "
+            "them with loss.weights.object_entity=0 loss.weights.image_relation=0"
+        )
+    if name is None and len(found) > 1:
+        raise ConfigError(
+            f"{split} has {len(found)} sets of soft labels ({', '.join(names)}): choose one with data.labels=NAME"
         )
     return labels_folder(split, name) if name is not None else found[0]
 

@@ -24,8 +24,10 @@ from promptmeup.data.loader import DataConfig, train_batches, training_order
 from promptmeup.data.reader import PackedSplit
 from promptmeup.data.text import TextTokenizer
 from promptmeup.data.transforms import apply_view, decode, draw_view, jitter
-from promptmeup.packing.writer import ShardWriter
-from promptmeup.records import Batch
+from promptmeup.packing.images import StoredImage
+from promptmeup.packing.record import Draft, draft_json
+from promptmeup.packing.writer import read_shard, write_index, write_shard
+from promptmeup.records import Batch, Box, Caption
 from tests.benchmarks import harness
 
 SAMPLES = 2000
@@ -42,35 +44,25 @@ def write_split(folder: Path, *, samples: int) -> Path:
     rng = np.random.default_rng(0)
     # the grain of fifty photos, moved about: drawing 2000 would take longer than the benchmark
     photos = [_photo(rng) for _ in range(50)]
-    with ShardWriter(folder, samples_per_shard=SHARD) as writer:
-        for i in range(samples):
-            key = sf.image_key(f"{i}.jpg")
-            photo = np.roll(photos[i % 50], rng.integers(0, 288, size=2), axis=(0, 1))
-            buffer = io.BytesIO()
-            Image.fromarray(photo).save(buffer, "JPEG", quality=90)
-            record = {
-                "schema": sf.SCHEMA,
-                "key": key,
-                "image_path": f"{i}.jpg",
-                "width": 384,
-                "height": 288,
-                "captions": [
-                    {
-                        "id": str(i),
-                        "text": " ".join(rng.choice(WORDS, size=12)),
-                        "image_key": key,
-                        "entities": [],
-                        "nouns": [],
-                    }
-                ],
-                "boxes": [
-                    {"x0": 10.0 * m, "y0": 20.0, "x1": 150.0, "y1": 220.0, "label": "person", "score": 0.9}
-                    for m in range(3)
-                ],
-            }
-            writer.add(key, jpeg=buffer.getvalue(), record=json.dumps(record, sort_keys=True).encode())
-        shards = writer.finish()
-    manifest = sf.Manifest("train", shards, sf.corpus_fingerprint(shards), samples, samples, samples, {})
+
+    def sample(i: int) -> tuple[str, bytes, bytes]:
+        key = sf.image_key(f"{i}.jpg")
+        photo = np.roll(photos[i % 50], rng.integers(0, 288, size=2), axis=(0, 1))
+        buffer = io.BytesIO()
+        Image.fromarray(photo).save(buffer, "JPEG", quality=90)
+        caption = Caption(str(i), " ".join(rng.choice(WORDS, size=12)), key)
+        boxes = tuple(Box(10.0 * m, 20.0, 150.0, 220.0, "person", 0.9) for m in range(3))
+        image = StoredImage(buffer.getvalue(), 384, 288, 384, 288)
+        return key, image.jpeg, draft_json(Draft(key, f"{i}.jpg", image, (caption,), boxes, "drawn"))
+
+    shards = []
+    for first in range(0, samples, SHARD):
+        path = folder / sf.shard_name(first // SHARD)
+        write_shard(path, map(sample, range(first, min(first + SHARD, samples))))
+        shards.append(read_shard(path))
+    write_index(folder, shards)
+    entries = tuple(shard.entry for shard in shards)
+    manifest = sf.Manifest("train", entries, sf.corpus_fingerprint(entries), samples, samples, samples, {})
     sf.write_manifest(folder, manifest)
     return folder
 

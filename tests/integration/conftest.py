@@ -8,7 +8,8 @@ import pytest
 
 from promptmeup.config import load
 from promptmeup.corpora.synthetic import SyntheticConfig, generate
-from promptmeup.packing.pack import PackConfig, pack
+from promptmeup.packing.pack import pack
+from promptmeup.packing.settings import PackConfig
 from promptmeup.training.label import LabelRunConfig, label
 from promptmeup.training.pretrain import PretrainConfig
 from tests.support.ranks import run_ranks

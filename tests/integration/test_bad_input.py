@@ -11,7 +11,8 @@ from PIL import Image
 from promptmeup.config import load
 from promptmeup.data.reader import PackedSplit
 from promptmeup.errors import CorpusError
-from promptmeup.packing.pack import PackConfig, pack
+from promptmeup.packing.pack import pack
+from promptmeup.packing.settings import PackConfig
 from tests.support.real_data import ROOT
 
 

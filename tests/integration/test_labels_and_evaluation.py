@@ -11,6 +11,8 @@ import torch
 from promptmeup.config import load
 from promptmeup.data.reader import LabelReader, PackedSplit
 from promptmeup.errors import ConfigError, ShardError, WeightsError
+from promptmeup.packing.pack import pack
+from promptmeup.packing.settings import PackConfig
 from promptmeup.prompts.bank import load_banks
 from promptmeup.training.evaluate import EvaluateConfig, evaluate
 from promptmeup.training.label import LabelRunConfig, label
@@ -81,6 +83,40 @@ def test_choosing_labels(news_world: Path, tmp_path: Path) -> None:
     shutil.rmtree(split / "labels")
     with pytest.raises(ConfigError, match=r"run launch/label\.py"):
         choose_labels(split, None)
+
+
+def test_labels_of_other_boxes_are_not_taken_for_finished(news_world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "packed"
+    shutil.copytree(news_world / "packed", out)
+    before = choose_labels(out / "train", None)
+    lines = (news_world / "corpus/visual_news/origin/boxes.jsonl").read_text().splitlines()
+    moved = [json.loads(line) for line in lines]
+    for line in moved:  # as many boxes as before, elsewhere
+        for box in line["boxes"]:
+            box["x1"] = box["x0"] + 0.7 * (box["x1"] - box["x0"])
+    boxes = tmp_path / "moved.jsonl"
+    boxes.write_text("\n".join(json.dumps(line) for line in moved))
+    settings = [f"corpus.root={news_world}/corpus", f"out={out}", "samples_per_shard=25", "stage=boxes"]
+    pack(load(PackConfig, ROOT / "configs/pack/synthetic.yaml", [*settings, f"corpus.boxes={boxes}"]))
+    with pytest.raises(ConfigError, match=r"no soft labels \(1 of what it was before.*launch/label\.py"):
+        choose_labels(out / "train", None)
+    run_label(news_world, out / "train")
+    after = choose_labels(out / "train", None)
+    objects, images = (
+        [np.load(folder / f"shard-000000.{kind}.npy") for folder in (before, after)]
+        for kind in ("objects", "images")
+    )
+    assert (objects[0] != objects[1]).any()
+    assert (images[0] == images[1]).all()
+
+
+def test_a_split_without_boxes_is_not_labelled(news_world: Path, tmp_path: Path) -> None:
+    settings = [f"corpus.root={news_world}/corpus", f"out={tmp_path}", "splits=[val]", "stage=photos"]
+    pack(load(PackConfig, ROOT / "configs/pack/synthetic.yaml", settings))
+    with pytest.raises(
+        ShardError, match=r"packed without boxes and entities.*stage=boxes and stage=entities"
+    ):
+        run_label(news_world, tmp_path / "val")
 
 
 def test_labels_of_another_corpus_are_refused(news_world: Path) -> None:

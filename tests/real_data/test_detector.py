@@ -1,24 +1,24 @@
 """The detector on real weights and photos."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from webdataset import WebDataset
 
+from promptmeup.config import load
+from promptmeup.data.reader import PackedSplit
 from promptmeup.errors import WeightsError
 from promptmeup.packing.detector import Detector, DetectorConfig
-from promptmeup.packing.entities import EntityConfig, EntityFinder
-from promptmeup.packing.split import pack_split
-from promptmeup.records import Box, Caption, Reject, Sample
-from promptmeup.shard_format import image_key
+from promptmeup.packing.pack import pack
+from promptmeup.packing.settings import PackConfig
+from promptmeup.records import Box
 from tests.support.real_data import ROOT, real_data
 
 ONNX = "yolov8n_int8.onnx"
@@ -138,38 +138,47 @@ def test_nothing_is_left_in_the_home_folder_or_the_working_one(tmp_path: Path) -
 def test_packing_looks_at_the_stored_image_where_the_corpus_brings_no_boxes(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned
-    asset("bus.jpg").transpose(Image.Transpose.ROTATE_90).save(tmp_path / "bus.jpg", exif=exif)
+    bus = asset("bus.jpg")
+    for name in ("bus.jpg", "known.jpg"):
+        bus.transpose(Image.Transpose.ROTATE_90).save(tmp_path / name, exif=exif)
     Image.new("RGB", (300, 200), "grey").save(tmp_path / "grey.jpg")
-
-    def read(reject: Callable[[Reject], None]) -> Iterator[Sample]:
-        for name, boxes in (
-            ("bus.jpg", None),
-            ("grey.jpg", None),
-            ("bus.jpg", (Box(0, 0, 81, 108, "x", 1),)),
-        ):
-            key = image_key(name + str(boxes))
-            yield Sample(key, tmp_path / name, (Caption(key, "A bus in Madrid.", key),), boxes)
-
-    files = pack_split(
-        read,
-        tmp_path / "out",
-        image_root=tmp_path,
-        detector=detector(SAFETENSORS, image_size=416),
-        finder=EntityFinder(EntityConfig()),
-        shorter_side=288,
-        jpeg_quality=90,
-        samples_per_shard=10,
-        max_reject_rate=0.0,
-        threads=1,
+    rows = [{"image": name, "caption": "A bus in Madrid."} for name in ("bus.jpg", "grey.jpg", "known.jpg")]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    box = {"x0": 0, "y0": 0, "x1": 81, "y1": 108, "label": "x", "score": 1}
+    (tmp_path / "boxes.jsonl").write_text(json.dumps({"image_path": "known.jpg", "boxes": [box]}))
+    config = load(
+        PackConfig,
+        None,
+        [
+            *("corpus.kind=tabular", f"corpus.root={tmp_path}", "corpus.files.train=t.jsonl"),
+            *("corpus.boxes=boxes.jsonl", f"out={tmp_path}/out", "splits=[train]", "processes=1"),
+            *(f"detector.weights={real_data('detectors') / SAFETENSORS}", "detector.image_size=416"),
+        ],
     )
-    shard = str(tmp_path / "out" / files.shards[0].name)
-    bus, grey, known = (sample["json"] for sample in WebDataset(shard, shardshuffle=False).decode())
-    assert (bus["width"], bus["height"]) == (288, 384)
-    found = [Box(**box) for box in bus["boxes"]]
-    assert overlap(found[0], Box(7, 82, 286, 268, "bus", 1.0)) > 0.85, "the largest comes first"
-    assert found[0].label == "bus"
+    pack(config)
+    split = PackedSplit(tmp_path / "out/train")
+    found, grey, known = (split.read_json(i) for i in range(3))
+    assert (found["width"], found["height"]) == (288, 384)
+    boxes = [Box(**box) for box in found["boxes"]]
+    assert overlap(boxes[0], Box(7, 82, 286, 268, "bus", 1.0)) > 0.85, "the largest comes first"
+    assert boxes[0].label == "bus"
+    assert found["boxes_by"] == "yolov8n_fused_dequant_from_int8 39e72a4e"
     assert grey["boxes"] == []
     assert known["boxes"] == [{"x0": 0.0, "y0": 0.0, "x1": 28.8, "y1": 38.4, "label": "x", "score": 1}], (
         "a corpus's own boxes are taken as they are"
     )
-    assert files.rejects == {"no_detections": 1}
+    assert known["boxes_by"] == "corpus"
+    assert split.manifest.rejects == {"no_detections": 1}
+
+    # the detector again, with other settings: photos and entities stay
+    photos = [split.read_image(i) for i in range(3)]
+    pack(
+        config.model_copy(
+            update={"stage": "boxes", "detector": config.detector.model_copy(update={"max_boxes": 1})}
+        )
+    )
+    again = PackedSplit(tmp_path / "out/train")
+    assert [again.read_image(i) for i in range(3)] == photos
+    assert [len(again.read_json(i)["boxes"]) for i in range(3)] == [1, 0, 1]
+    pack(config.model_copy(update={"stage": "boxes"}))
+    assert PackedSplit(tmp_path / "out/train").manifest.fingerprint == split.manifest.fingerprint

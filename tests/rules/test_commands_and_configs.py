@@ -8,13 +8,18 @@ import pytest
 
 from promptmeup.config import Config, load
 from promptmeup.corpora.synthetic import SyntheticConfig
-from promptmeup.packing.pack import PackConfig
+from promptmeup.packing.settings import PackConfig
 from promptmeup.training.label import LabelRunConfig
 from promptmeup.training.pretrain import PretrainConfig
 
 ROOT = Path(__file__).parents[2]
+LOOKERS = ["shards/gallery.py", "shards/verify.py"]
+"""Commands that take folders and no configuration."""
 COMMANDS = sorted(
-    str(path.relative_to(ROOT)) for folder in ("launch", "shards") for path in (ROOT / folder).glob("*.py")
+    name
+    for folder in ("launch", "shards")
+    for path in (ROOT / folder).glob("*.py")
+    if (name := str(path.relative_to(ROOT))) not in LOOKERS
 )
 SCHEMAS: dict[str, type[Config]] = {
     "configs/pack/synthetic_world.yaml": SyntheticConfig,
@@ -46,6 +51,14 @@ def test_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "cannot read the configuration no/such/file.yaml" in capsys.readouterr().err
     assert run(command, "nonsense.key=1") == 2
     assert "unknown key 'nonsense'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", LOOKERS)
+def test_command_on_folders(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, "--help") == 0
+    assert "DIR" in capsys.readouterr().out
+    assert run(command, "/no/such/folder") in (1, 2)
+    assert "/no/such/folder holds no packed split" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", CONFIGS)

@@ -56,7 +56,7 @@ def _caption(key: str, image: int, number: int, boxes: list[dict[str, Any]]) -> 
         "text": text,
         "image_key": key,
         "entities": [],
-        "nouns": [{"start": 0, "end": 5, "text": "photo", "label": "NOUN"}],
+        "nouns": [{"start": 0, "end": 5, "text": "Photo", "label": "photo"}],
     }
 
 
@@ -131,8 +131,12 @@ def write_packed_split(
                     "image_path": paths[i],
                     "width": image_size[0],
                     "height": image_size[1],
+                    "original_width": image_size[0],
+                    "original_height": image_size[1],
                     "captions": captions,
                     "boxes": boxes[i],
+                    "boxes_by": "painter",
+                    "entities_by": None,
                 }
                 jpeg = _jpeg(rng, boxes[i], image_size)
                 text = json.dumps(record, sort_keys=True, ensure_ascii=False).encode()
@@ -155,6 +159,7 @@ def write_packed_split(
         pairs=len(pairs),
         matched_pairs=sum(pair[2] == pair[3] for pair in pairs),
         rejects={},
+        packed_with={"photos": {}, "boxes": {}, "entities": None},
     )
     sf.write_manifest(folder, manifest)
     if labels is not None:

@@ -15,7 +15,7 @@ GOOD = {"x0": 1, "y0": 2, "x1": 3.5, "y1": 4, "label": "dog", "score": 0.75}
 def read(path: Path, lines: list[str]) -> tuple[dict[str, tuple[Box, ...]], list[Reject]]:
     path.write_text("\n".join(lines))
     rejects: list[Reject] = []
-    return read_boxes(path, wanted={"a.jpg", "b.jpg"}, reject=rejects.append), rejects
+    return dict(read_boxes(path, wanted={"a.jpg", "b.jpg"}, reject=rejects.append)), rejects
 
 
 def test_only_wanted_images_are_kept_and_paths_are_normalised(tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
 """The NewsCLIPpings reader on small corpora written here and on the real photos and captions."""
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from promptmeup.corpora.newsclippings import NewsClippingsConfig, samples, splits
+from promptmeup.corpora.newsclippings import NewsClippingsConfig, image_root, samples, splits
 from promptmeup.errors import CorpusError
 from promptmeup.records import Reject, Sample
 from promptmeup.shard_format import image_key
@@ -75,8 +74,8 @@ def test_pairs_are_grouped_by_image_file_in_order(tmp_path: Path) -> None:
     assert [sample.key for sample in found] == [mountain, river]
     assert [[caption.id for caption in sample.captions] for sample in found] == [["3", "1"], ["3", "2"]]
     assert [[c.image_key == s.key for c in s.captions] for s in found] == [[True, False], [False, True]]
-    assert found[1].image_path == tmp_path / "visual_news/origin/guardian/images/0001/001.jpg"
-    assert found[1].image_path.read_bytes() == b"jpeg"
+    assert found[1].image_path == "guardian/images/0001/001.jpg"
+    assert (image_root(config) / found[1].image_path).read_bytes() == b"jpeg"
     assert found[0].captions[1].text == "A river."
     assert all(sample.boxes is None for sample in found)
     assert rejects == []
@@ -98,14 +97,16 @@ def test_ids_may_be_numbers_or_text(tmp_path: Path) -> None:
 def test_the_files_decide_not_the_flag(tmp_path: Path, pair: dict[str, Any], match: bool) -> None:
     found, rejects = read(write_corpus(tmp_path, [pair]))
     assert (found[0].captions[0].image_key == found[0].key) is match
-    assert [(r.reason, r.kept, r.pairs) for r in rejects] == [("flag_disagrees", True, 1)]
-    assert rejects[0].item == f"caption 1, image {pair['image_id']}"
+    assert rejects == [], "it counts only if the image can be packed"
+    assert [(r.reason, r.kept, r.pairs) for r in found[0].notes] == [("flag_disagrees", True, 1)]
+    assert found[0].notes[0].item == f"caption 1, image {pair['image_id']}"
 
 
 @pytest.mark.parametrize("falsified", [None, "no", 0])
 def test_a_flag_of_another_type_claims_nothing(tmp_path: Path, falsified: Any) -> None:
     found, rejects = read(write_corpus(tmp_path, [annotation(1, 3, falsified=falsified)]))
     assert len(found) == 1
+    assert found[0].notes == ()
     assert rejects == []
 
 
@@ -174,65 +175,6 @@ def test_contradicting_records_of_one_id_are_refused(tmp_path: Path) -> None:
     assert "twice" in reject.detail
 
 
-@pytest.mark.parametrize("path", ["../secret.jpg", "guardian/../../secret.jpg", "../../visual_news/x", ".."])
-def test_a_path_that_leads_out_is_refused(tmp_path: Path, path: str) -> None:
-    (tmp_path / "visual_news").mkdir()
-    (tmp_path / "visual_news/secret.jpg").write_bytes(b"secret")
-    (tmp_path / "visual_news/x").write_bytes(b"secret")
-    records = [RECORDS[0], {"id": 4, "caption": "Text.", "image_path": path}]
-    reject, _ = only_reject(tmp_path / "corpus", [annotation(4, 4), annotation(1, 4)], records)
-    assert (reject.reason, reject.pairs) == ("path_escapes_root", 2)
-
-
-def test_an_absolute_path_is_refused_even_into_the_corpus(tmp_path: Path) -> None:
-    path = tmp_path / "visual_news/origin/guardian/images/0001/001.jpg"
-    reject, _ = only_reject(
-        tmp_path, [annotation(1, 1)], [{"id": 1, "caption": "Text.", "image_path": str(path)}]
-    )
-    assert (reject.reason, reject.item) == ("path_escapes_root", str(path))
-
-
-@pytest.mark.parametrize("of_folder", [False, True])
-def test_a_link_that_leads_out_is_refused(tmp_path: Path, of_folder: bool) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "secret.jpg").write_bytes(b"secret")
-    records = [{"id": 1, "caption": "Text.", "image_path": "link/secret.jpg" if of_folder else "link.jpg"}]
-    config = write_corpus(tmp_path / "corpus", [annotation(1, 1)], records)
-    origin = config.root / "visual_news/origin"
-    if of_folder:
-        (origin / "link").symlink_to(outside)
-    else:
-        (origin / "link.jpg").symlink_to(outside / "secret.jpg")
-    found, rejects = read(config)
-    assert found == []
-    assert [r.reason for r in rejects] == ["path_escapes_root"]
-    assert str(outside) in rejects[0].detail
-
-
-def test_links_inside_and_a_linked_origin_are_fine(tmp_path: Path) -> None:
-    records = [{"id": 1, "caption": "Text.", "image_path": "link.jpg"}]
-    config = write_corpus(tmp_path / "corpus", [annotation(1, 1)], records)
-    origin = config.root / "visual_news/origin"
-    (origin / "link.jpg").symlink_to("bbc/images/0001/002.jpg")
-    origin.rename(tmp_path / "disk")
-    origin.symlink_to(tmp_path / "disk")
-    found, rejects = read(config)
-    assert [sample.image_path.read_bytes() for sample in found] == [b"jpeg"]
-    assert rejects == []
-
-
-@pytest.mark.parametrize("path", ["guardian/images/0001/404.jpg", "guardian/images", "loop", "x" * 300, "."])
-def test_a_missing_image_is_counted_with_its_pairs(tmp_path: Path, path: str) -> None:
-    records = [*RECORDS, {"id": 4, "caption": "Text.", "image_path": path}]
-    config = write_corpus(tmp_path, [annotation(4, 4), annotation(1, 4), annotation(3, 3)], records)
-    os.symlink("loop", tmp_path / "visual_news/origin/loop")
-    found, rejects = read(config)
-    assert [sample.captions[0].id for sample in found] == ["3"]
-    # the wrong flag of (1, 4) is not counted as well: that pair is not kept
-    assert [(r.reason, r.item, r.pairs) for r in rejects] == [("missing_image", path, 2)]
-
-
 def test_samples_and_rejects_add_up_to_the_annotations(tmp_path: Path) -> None:
     annotations = [annotation(a, b) for a in (1, 2, 3, 9, None) for b in (1, 2, 3, 8)]
     found, rejects = read(write_corpus(tmp_path, annotations))
@@ -296,6 +238,9 @@ def test_missing_records_say_what_is_expected(tmp_path: Path) -> None:
         (b'["\xff"]', r"data\.json is not UTF-8 text at byte 2"),
         (b'{"1": {}}', r"data\.json: the top level must be a list of records .* a dict"),
         (b"[" + b"9" * 5000 + b"]", r"data\.json holds JSON that cannot be read"),
+        (b'[{"id": 1}] []', r"line 1, column 13 \(character 12\): Extra data"),
+        (b'[{"id": 1} {"id": 2}]', r"line 1, column 12 .*: Expecting '\]'"),
+        (b"", r"data\.json is not valid JSON at line 1, column 1"),
     ],
 )
 def test_broken_records_are_an_error(tmp_path: Path, content: bytes, message: str) -> None:
@@ -330,4 +275,4 @@ def test_real_photos_with_real_captions(split: str, images: int, pairs: int) -> 
     captions = [(sample, caption) for sample in found for caption in sample.captions]
     assert len(captions) == pairs
     assert sum(caption.image_key == sample.key for sample, caption in captions) == pairs // 2
-    assert all(sample.image_path.is_file() for sample in found[:50])
+    assert all((image_root(config) / sample.image_path).is_file() for sample in found[:50])

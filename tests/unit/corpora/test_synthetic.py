@@ -145,7 +145,7 @@ def test_boxes_lie_inside_the_images_and_are_whom_the_truth_says(
     found = {sample.key: sample for split in ("train", "val") for sample in read(world, split)[0]}
     for line in truth:
         sample = found[image_key(line["image_path"].removeprefix("./"))]
-        with Image.open(sample.image_path) as image:
+        with Image.open(world.out / ORIGIN / sample.image_path) as image:
             width, height = image.size
         assert (width, height) == (160, 120)
         assert sample.boxes is not None

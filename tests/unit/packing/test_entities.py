@@ -6,7 +6,7 @@ import pytest
 import spacy
 
 from promptmeup.errors import WeightsError
-from promptmeup.packing.entities import EntityConfig, EntityFinder, VocabularyCounter, entity_name
+from promptmeup.packing.entities import EntityConfig, EntityFinder, VocabularyCounter, entity_name, names_in
 from promptmeup.prompts.vocabulary import read_entities
 from promptmeup.records import Span
 
@@ -83,17 +83,17 @@ def spans(*pairs: tuple[str, str]) -> tuple[Span, ...]:
 def test_vocabulary_counts_captions_not_occurrences() -> None:
     counter = VocabularyCounter()
     first = spans(("Paris", "GPE"), ("Paris's", "GPE"), ("the Seine", "LOC")), spans(("dogs", "dog"))
-    counter.add("1", first)
-    counter.add("1", first)  # the same caption, shown with another image
-    counter.add("2", (spans(("Paris", "GPE")), spans(("dog", "dog"), ("dogs", "dog"))))
+    counter.add("1", names_in(first))
+    counter.add("1", names_in(first))  # the same caption, shown with another image
+    counter.add("2", names_in((spans(("Paris", "GPE")), spans(("dog", "dog"), ("dogs", "dog")))))
     assert counter.tsv() == "Paris\t2\tentity\ndog\t2\tnoun\nSeine\t1\tentity\n"
 
 
 def test_spellings_of_one_name_are_one_line_that_the_prompts_can_read(tmp_path: Path) -> None:
     counter = VocabularyCounter()
-    counter.add("1", (spans(("Apple", "ORG")), spans(("apples", "apple"))))
-    counter.add("2", (spans(("APPLE", "ORG")), ()))
-    counter.add("3", (spans(("Apple", "ORG")), spans(("tree", "tree"))))
+    counter.add("1", names_in((spans(("Apple", "ORG")), spans(("apples", "apple")))))
+    counter.add("2", names_in((spans(("APPLE", "ORG")), ())))
+    counter.add("3", names_in((spans(("Apple", "ORG")), spans(("tree", "tree")))))
     (tmp_path / "entities.tsv").write_text(counter.tsv())
     assert counter.tsv().splitlines() == ["Apple\t3\tentity", "tree\t1\tnoun"]
     assert read_entities(tmp_path / "entities.tsv", min_count=1) == ("Apple", "tree")
@@ -105,6 +105,6 @@ def test_the_vocabulary_does_not_depend_on_the_order_of_captions(finder: EntityF
     counters = VocabularyCounter(), VocabularyCounter()
     for counter, order in zip(counters, (found, found[::-1]), strict=True):
         for caption_id, spans_found in order:
-            counter.add(caption_id, spans_found)
+            counter.add(caption_id, names_in(spans_found))
     assert counters[0].tsv() == counters[1].tsv()
     assert counters[0].tsv().startswith("Paris\t2\tentity\ndog\t2\tnoun\n")

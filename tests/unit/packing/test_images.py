@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from promptmeup.packing.images import BadImageError, StoredImage, prepare_image
+from promptmeup.packing.images import BadImageError, StoredImage, prepare_image, read_photo
+from promptmeup.records import Sample
 from tests.support.photos import two_colours, write_photo
 
 
@@ -183,3 +184,66 @@ def test_a_bit_flip_is_refused_or_read_but_never_crashes(tmp_path: Path) -> None
         (tmp_path / "b.jpg").write_bytes(damaged)
         with contextlib.suppress(BadImageError):  # anything else would stop the whole job
             assert min(prepare(tmp_path / "b.jpg").open().size) >= 32
+
+
+def photo_at(root: Path, path: str, *, member: tuple[int, int] | None = None) -> StoredImage:
+    return read_photo(Sample("0" * 16, path, (), member=member), root, shorter_side=48, quality=90)
+
+
+def refused(root: Path, path: str) -> tuple[str, str]:
+    with pytest.raises(BadImageError) as caught:
+        photo_at(root, path)
+    return caught.value.reason, caught.value.detail
+
+
+@pytest.mark.parametrize("path", ["../secret.jpg", "..", "../../x/secret.jpg"])
+def test_a_path_that_leads_out_of_the_corpus_is_refused(tmp_path: Path, path: str) -> None:
+    write_photo(tmp_path / "secret.jpg")
+    (tmp_path / "corpus").mkdir()
+    assert refused(tmp_path / "corpus", path)[0] == "path_escapes_root"
+
+
+def test_an_absolute_path_is_refused_even_into_the_corpus(tmp_path: Path) -> None:
+    assert refused(tmp_path, str(write_photo(tmp_path / "a.jpg")))[0] == "path_escapes_root"
+
+
+@pytest.mark.parametrize("of_folder", [False, True])
+def test_a_link_that_leads_out_is_refused(tmp_path: Path, of_folder: bool) -> None:
+    write_photo(tmp_path / "outside/secret.jpg")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "link").symlink_to(tmp_path / "outside" / ("" if of_folder else "secret.jpg"))
+    reason, detail = refused(corpus, "link/secret.jpg" if of_folder else "link")
+    assert reason == "path_escapes_root"
+    assert str(tmp_path / "outside") in detail
+
+
+def test_links_inside_and_a_linked_corpus_are_fine(tmp_path: Path) -> None:
+    write_photo(tmp_path / "disk/photos/a.jpg")
+    (tmp_path / "disk/link.jpg").symlink_to("photos/a.jpg")
+    (tmp_path / "corpus").symlink_to(tmp_path / "disk")
+    assert (
+        photo_at(tmp_path / "corpus", "link.jpg").width,
+        photo_at(tmp_path / "corpus", "photos/a.jpg").width,
+    ) == (
+        72,
+        72,
+    )
+
+
+@pytest.mark.parametrize("path", ["photos/404.jpg", "photos", "loop", "x" * 300, "."])
+def test_a_missing_photo_is_missing(tmp_path: Path, path: str) -> None:
+    (tmp_path / "photos").mkdir()
+    os.symlink("loop", tmp_path / "loop")
+    assert refused(tmp_path, path)[0] == "missing_image"
+
+
+def test_a_photo_in_an_archive_is_read_from_its_place(tmp_path: Path) -> None:
+    content = write_photo(tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "many.tar").write_bytes(b"x" * 1000 + content + b"y" * 1000)
+    image = photo_at(tmp_path, "many.tar", member=(1000, len(content)))
+    assert image == photo_at(tmp_path, "a.jpg")
+    with pytest.raises(BadImageError) as caught:
+        photo_at(tmp_path, "many.tar", member=(0, 900))
+    assert caught.value.reason == "unreadable_image"
+    assert "0x" not in caught.value.detail, "rejects.jsonl is the same every time"

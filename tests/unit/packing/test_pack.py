@@ -1,6 +1,7 @@
 """shards/pack.py's work from a NewsCLIPpings folder to manifests, without a detector."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 from promptmeup import config as configuration
 from promptmeup.errors import ConfigError, CorpusError, ShardError, WeightsError
-from promptmeup.packing.pack import PackConfig, pack
+from promptmeup.packing.pack import pack
+from promptmeup.packing.settings import PackConfig
 from promptmeup.shard_format import corpus_fingerprint, file_sha256, read_manifest
 from tests.support.photos import write_photo
 from tests.support.real_data import ROOT
@@ -45,10 +47,9 @@ def write_corpus(root: Path, *, bad: bool = False) -> Path:
 
 
 def settings(root: Path, out: Path, **more: Any) -> PackConfig:
-    corpus = {"root": str(root), "boxes": "boxes.jsonl"}
-    return PackConfig.model_validate_json(
-        json.dumps({"corpus": corpus, "out": str(out), "shorter_side": 48} | more), strict=True
-    )
+    corpus = {"kind": "newsclippings", "root": str(root), "boxes": "boxes.jsonl"}
+    how = {"out": str(out), "shorter_side": 48, "processes": 1}
+    return PackConfig.model_validate_json(json.dumps({"corpus": corpus} | how | more), strict=True)
 
 
 def test_a_corpus_becomes_splits_with_manifests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,17 +67,19 @@ def test_a_corpus_becomes_splits_with_manifests(tmp_path: Path, capsys: pytest.C
         assert [entry.sha256 for entry in manifest.shards] == [
             file_sha256(folder / entry.name) for entry in manifest.shards
         ]
-        assert manifest.packed_with["settings"]["shorter_side"] == 48
-        assert manifest.packed_with["spacy_model"]["version"].startswith("3.")
-        assert set(manifest.packed_with["versions"]) == {"promptmeup", "pillow", "spacy"}
+        photos, boxes, entities = (manifest.packed_with[stage] for stage in ("photos", "boxes", "entities"))
+        assert photos["settings"]["shorter_side"] == 48
+        assert set(photos["versions"]) == {"promptmeup", "pillow"}
+        assert boxes["settings"] == {"corpus": "boxes.jsonl", "detector": None}
+        assert entities["by"][0]["version"].startswith("3.")
         files = {path.name for path in folder.iterdir()} - {entry.name for entry in manifest.shards}
         assert files == {"manifest.json", "index.npy", "pairs.npy", "rejects.jsonl", "entities.tsv"}
 
 
 def test_packing_twice_elsewhere_gives_the_same_bytes(tmp_path: Path) -> None:
     write_corpus(tmp_path / "news")
-    for out, threads in (("a", 1), ("b", 3)):
-        pack(settings(tmp_path / "news", tmp_path / out, splits=["val"], threads=threads))
+    for out in ("a", "b"):
+        pack(settings(tmp_path / "news", tmp_path / out, splits=["val"]))
     files = {path.name: path.read_bytes() for path in (tmp_path / "a" / "val").iterdir()}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "b" / "val").iterdir()}
 
@@ -88,9 +91,9 @@ def test_a_finished_split_is_skipped_and_an_unfinished_one_packed_again(
     pack(config)
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "train").iterdir()}
-    (tmp_path / "out" / "val" / "manifest.json").unlink()
+    shutil.rmtree(tmp_path / "out" / "val")
     # how the work is done may change; what comes out may not
-    pack(config.model_copy(update={"threads": 1, "max_reject_rate": 0.9}))
+    pack(config.model_copy(update={"max_reject_rate": 0.9}))
     said = capsys.readouterr().out
     assert f"{tmp_path / 'out' / 'train'}: packed already with these settings" in said
     assert "packed val: 6 images" in said
@@ -130,14 +133,16 @@ def test_too_much_bad_input_stops_without_a_manifest(tmp_path: Path) -> None:
 
 def test_an_unknown_split_is_refused_before_any_work(tmp_path: Path) -> None:
     root = write_corpus(tmp_path / "news")
-    with pytest.raises(CorpusError, match=r"no split dev in subset merged_balanced; there: train, val"):
+    with pytest.raises(CorpusError, match=r"has no split dev; there: train, val"):
         pack(settings(root, tmp_path / "out", splits=["train", "dev"]))
     assert not (tmp_path / "out").exists()
 
 
 def test_no_source_of_boxes_is_a_mistake_of_the_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"set detector.weights to YOLO weights, or corpus.boxes"):
-        configuration.load(PackConfig, None, [f"corpus.root={tmp_path}", f"out={tmp_path}"])
+        configuration.load(
+            PackConfig, None, ["corpus.kind=newsclippings", f"corpus.root={tmp_path}", f"out={tmp_path}"]
+        )
 
 
 @pytest.mark.parametrize("weights", ["nowhere/yolo11n.pt", "yolo.onnx", "weights.safetensors"])
@@ -147,10 +152,13 @@ def test_absent_weights_are_named(tmp_path: Path, weights: str) -> None:
         pack(settings(root, tmp_path / "out", detector={"weights": weights}))
 
 
-def test_an_output_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("a file where the folder should be")
-    with pytest.raises(ShardError, match=r"cannot write .*out.*: Not a directory"):
-        pack(settings(write_corpus(tmp_path / "news"), tmp_path / "out"))
+@pytest.mark.parametrize(
+    ("out", "reason"), [("file", "Not a directory"), ("/proc/promptmeup", "No such file")]
+)
+def test_an_output_that_cannot_be_written_is_a_clear_error(tmp_path: Path, out: str, reason: str) -> None:
+    (tmp_path / "file").write_text("a file where the folder should be")
+    with pytest.raises(ShardError, match=rf"cannot write .*: {reason}.*run the same command again"):
+        pack(settings(write_corpus(tmp_path / "news"), tmp_path / out))
 
 
 @pytest.mark.parametrize("name", ["newsclippings", "synthetic"])
@@ -168,5 +176,5 @@ def test_the_command_packs_and_explains_itself(tmp_path: Path) -> None:
         [*command, *overrides], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "pack train: 6 images" in done.stderr, "plain lines where no terminal is"
+    assert "pack train: 6 of 6 images" in done.stderr, "plain lines where no terminal is"
     assert read_manifest(tmp_path / "out" / "val").pairs == 12

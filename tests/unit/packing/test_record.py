@@ -1,6 +1,7 @@
 """Boxes in stored pixels, and the content of KEY.json."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from promptmeup.packing.images import StoredImage, prepare_image
-from promptmeup.packing.record import sample_json, stored_boxes
-from promptmeup.records import Box, Caption, Sample, Span
+from promptmeup.packing.record import Draft, draft_json, read_draft, stored_boxes
+from promptmeup.records import Box, Caption, Span
 
-IMAGE = StoredImage(b"", 72, 48, 0.75, 0.75)
+IMAGE = StoredImage(b"", 72, 48, 96, 64)
 
 
 def test_boxes_are_scaled_clipped_and_ordered_by_score_times_area() -> None:
@@ -70,18 +71,29 @@ def test_a_box_of_a_turned_photo_still_frames_its_object(tmp_path: Path) -> None
     assert left[1] < 55
 
 
-def test_key_json_holds_what_the_contract_says() -> None:
-    sample = Sample("0123456789abcdef", Path("/x/a.jpg"), (Caption("7", "Müller läuft.", "f" * 16),))
-    found = [((Span(0, 6, "Müller", "PERSON"),), ())]
-    content = sample_json(
-        sample, IMAGE, image_path="a.jpg", boxes=[Box(1.5, 2.0, 3.0, 4.0, "person", 0.5)], found=found
+def draft() -> Draft:
+    return Draft(
+        "0123456789abcdef",
+        "a.jpg",
+        IMAGE,
+        (Caption("7", "Müller läuft.", "f" * 16),),
+        boxes=(Box(1.5, 2.0, 3.0, 4.0, "person", 0.5),),
+        boxes_by="yolo11n 01234567",
+        found=[((Span(0, 6, "Müller", "PERSON"),), ())],
+        entities_by="en_core_web_sm 3.8.0",
     )
+
+
+def test_key_json_holds_what_the_contract_says() -> None:
+    content = draft_json(draft())
     assert json.loads(content) == {
         "schema": 1,
         "key": "0123456789abcdef",
         "image_path": "a.jpg",
         "width": 72,
         "height": 48,
+        "original_width": 96,
+        "original_height": 64,
         "captions": [
             {
                 "id": "7",
@@ -92,6 +104,15 @@ def test_key_json_holds_what_the_contract_says() -> None:
             }
         ],
         "boxes": [{"x0": 1.5, "y0": 2.0, "x1": 3.0, "y1": 4.0, "label": "person", "score": 0.5}],
+        "boxes_by": "yolo11n 01234567",
+        "entities_by": "en_core_web_sm 3.8.0",
     }
     assert "Müller".encode() in content
     assert content.startswith(b'{"boxes":'), "keys are sorted, so equal samples are equal bytes"
+
+
+def test_a_draft_is_read_back_as_it_was_written() -> None:
+    assert read_draft(b"", json.loads(draft_json(draft()))) == draft()
+    unseen = replace(draft(), boxes=(), boxes_by=None, found=None, entities_by=None)
+    again = read_draft(b"", json.loads(draft_json(unseen)))
+    assert (again.boxes_by, again.entities_by, again.found) == (None, None, [((), ())])

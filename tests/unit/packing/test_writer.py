@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 import webdataset
 
-from promptmeup.packing.writer import ShardWriter
-from promptmeup.shard_format import INDEX_DTYPE, PAIR_DTYPE, ShardEntry, key_id
+from promptmeup.packing.writer import read_shard, write_index, write_shard
+from promptmeup.shard_format import INDEX_DTYPE, PAIR_DTYPE, ShardEntry, key_id, shard_name
 
 
 def record(key: str, *, captions: int, boxes: int) -> bytes:
@@ -28,12 +29,22 @@ SAMPLES = {
 }
 
 
+def encoded() -> list[tuple[str, bytes, bytes]]:
+    return [
+        (key, jpeg, record(key, captions=captions, boxes=boxes))
+        for key, (jpeg, captions, boxes) in SAMPLES.items()
+    ]
+
+
 def write(folder: Path) -> tuple[ShardEntry, ...]:
     folder.mkdir()
-    with ShardWriter(folder, samples_per_shard=2) as writer:
-        for key, (jpeg, captions, boxes) in SAMPLES.items():
-            writer.add(key, jpeg=jpeg, record=record(key, captions=captions, boxes=boxes))
-        return writer.finish()
+    shards = []
+    for number in range(3):
+        path = folder / shard_name(number)
+        assert write_shard(path, encoded()[2 * number :][:2]) == (2, 2, 1)[number]
+        shards.append(read_shard(path))
+    write_index(folder, shards)
+    return tuple(shard.entry for shard in shards)
 
 
 def test_stock_webdataset_reads_the_shards(tmp_path: Path) -> None:
@@ -96,28 +107,35 @@ def test_the_same_samples_give_the_same_files(tmp_path: Path) -> None:
     assert len(files) == 5, "three shards and two index files; nothing temporary"
 
 
-def stop_in_the_second_shard(folder: Path) -> None:
-    with ShardWriter(folder, samples_per_shard=2) as writer:
-        for key, (jpeg, captions, boxes) in list(SAMPLES.items())[:3]:
-            writer.add(key, jpeg=jpeg, record=record(key, captions=captions, boxes=boxes))
-        assert sorted(path.name for path in folder.iterdir()) == [".shard-000001.tar.tmp", "shard-000000.tar"]
+def test_an_unfinished_shard_leaves_nothing(tmp_path: Path) -> None:
+    def broken() -> Iterator[tuple[str, bytes, bytes]]:
+        yield encoded()[0]
+        assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"], "no final name before it is whole"
         raise RuntimeError("something went wrong")
 
-
-def test_a_full_shard_is_there_and_an_unfinished_one_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="something went wrong"):
-        stop_in_the_second_shard(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["shard-000000.tar"]
+        write_shard(tmp_path / "shard-000000.tar", broken())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_rewrite_keeps_the_old_shard(tmp_path: Path) -> None:
+    path = tmp_path / "shard-000000.tar"
+    write_shard(path, encoded())
+    before = path.read_bytes()
+    with pytest.raises(AssertionError):
+        write_shard(path, [*encoded()[:1], encoded()[0]])
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_no_sample_is_no_shard(tmp_path: Path) -> None:
+    assert write_shard(tmp_path / "shard-000000.tar", []) == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", ["a.b", "0123456789ABCDEF", "0" * 15, "0" * 16 + "\n"])
 def test_other_keys_are_our_own_mistake(tmp_path: Path, key: str) -> None:
-    with ShardWriter(tmp_path, samples_per_shard=2) as writer, pytest.raises(AssertionError, match="16 hex"):
-        writer.add(key, jpeg=b"", record=b"{}")
-
-
-def test_a_key_may_come_once(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path, samples_per_shard=1) as writer:
-        writer.add("0" * 16, jpeg=b"", record=record("0" * 16, captions=1, boxes=0))
-        with pytest.raises(AssertionError, match="two samples"):
-            writer.add("0" * 16, jpeg=b"", record=record("0" * 16, captions=1, boxes=0))
+    with pytest.raises(AssertionError, match="16 hex"):
+        write_shard(tmp_path / "shard-000000.tar", [(key, b"", b"{}")])
+    with pytest.raises(AssertionError, match="two samples"):
+        write_shard(tmp_path / "shard-000000.tar", [("0" * 16, b"", b"{}")] * 2)

@@ -1,0 +1,84 @@
+"""What a person sets about packing, and which of it decides the content of the shards."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from promptmeup.config import Config
+from promptmeup.corpora.newsclippings import NewsClippingsConfig
+from promptmeup.corpora.tabular import TabularConfig
+from promptmeup.packing.detector import DetectorConfig
+from promptmeup.packing.entities import EntityConfig
+from promptmeup.shard_format import file_sha256
+
+Stage = Literal["all", "photos", "boxes", "entities"]
+STAGES = ("photos", "boxes", "entities")
+
+
+class PackConfig(Config):
+    """How shards/pack.py makes shards of a raw corpus."""
+
+    corpus: Annotated[NewsClippingsConfig | TabularConfig, Field(discriminator="kind")]
+    out: Path
+    """folder that gets one folder a split"""
+    splits: tuple[str, ...] = Field(default=("train", "val"), min_length=1)
+    stage: Stage = "all"
+    """photos: pack these alone, boxes and entities later; boxes, entities: make them, anew where they are there
+    with other settings, and leave the photos as they are"""
+    redo: bool = False
+    """with stage=boxes or entities: make them anew although the settings are the same"""
+    shorter_side: int = Field(default=288, ge=32, le=4096)
+    """pixels; larger photos are reduced to it"""
+    jpeg_quality: int = Field(default=90, ge=1, le=100)
+    detector: DetectorConfig | None = None
+    """finds the boxes of images for which the corpus brings none"""
+    entities: EntityConfig = EntityConfig()
+    samples_per_shard: int = Field(default=1000, ge=1)
+    max_reject_rate: float = Field(default=0.05, ge=0.0, le=1.0)
+    """share of the pairs that may be lost"""
+    processes: int | None = Field(default=None, ge=1, le=1024)
+    """null: one for each core"""
+    task: int = Field(default=0, ge=0)
+    """with `num_tasks`: number of this machine or Slurm array task, from 0"""
+    num_tasks: int = Field(default=1, ge=1)
+    """machines that share the work; whoever is last finishes the split"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.makes("boxes") and self.detector is None and self.corpus.boxes is None:
+            raise ValueError(
+                "objects must come from somewhere: set detector.weights to YOLO weights, or corpus.boxes to a "
+                "file of known boxes, or pack without them for now: stage=photos"
+            )
+        if self.task >= self.num_tasks:
+            raise ValueError(
+                f"task = {self.task} must be below num_tasks = {self.num_tasks}: tasks count from 0"
+            )
+        if self.redo and self.stage not in ("boxes", "entities"):
+            raise ValueError("redo = true says nothing without stage=boxes or stage=entities")
+        return self
+
+    def makes(self, stage: str) -> bool:
+        """Return whether `stage` is part of this job."""
+        return self.stage in ("all", stage)
+
+    def content_settings(self) -> dict[str, Any]:
+        """Return by stage, JSON-able, what decides the content of the shards; the rest says how to work."""
+        data = self.model_dump(mode="json")
+        corpus = data["corpus"]
+        boxes = corpus.pop("boxes")
+        names = ("shorter_side", "jpeg_quality", "samples_per_shard")
+        detector = data["detector"] and {
+            key: value for key, value in data["detector"].items() if key not in ("batch", "device")
+        }
+        if self.detector and Path(self.detector.weights).is_file():
+            # under the path of other weights, other weights may lie tomorrow
+            detector["weights"] = (
+                f"{Path(self.detector.weights).name} {file_sha256(Path(self.detector.weights))[:8]}"
+            )
+        return {
+            "photos": {"corpus": corpus} | {name: data[name] for name in names},
+            "boxes": {"corpus": boxes, "detector": detector},
+            "entities": {"model": data["entities"]["model"]},
+        }
