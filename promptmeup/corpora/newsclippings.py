@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from promptmeup.config import Config
-from promptmeup.corpora.grouping import PairGroups, temporary_database
+from promptmeup.corpora.grouping import PairGroups, create_tables, temporary_database
 from promptmeup.corpora.json_files import is_text, read_array
 from promptmeup.corpora.paths import normal_path
 from promptmeup.errors import CorpusError
@@ -91,7 +91,7 @@ def samples(config: NewsClippingsConfig, *, split: str, reject: Callable[[Reject
     """
     groups = PairGroups()
     with contextlib.closing(temporary_database()) as database:
-        database.executescript(_TABLES)
+        create_tables(database, _TABLES)
         _read_annotations(config, database, split=split, reject=reject)
         _read_records(config, database, reject=reject)
         for row in database.execute(_JOIN):

@@ -162,10 +162,10 @@ def _begun_update(folder: Path, config: PackConfig) -> tuple[Manifest, tuple[str
     begun = json.loads((folder / WORK / "update.json").read_text(encoding="utf-8"))
     wanted = config.content_settings()
     wanted = {stage: wanted[stage] for stage in begun["settings"] if config.makes(stage)}
-    if wanted != begun["settings"]:
+    if changed := differences(begun["settings"], wanted):
         raise ShardError(
             f"{folder}: replacing its {' and '.join(begun['settings'])} was interrupted; finish it first, with "
-            f"the command of then ({differences(wanted, begun['settings']) or 'other settings'})"
+            f"the command of then ({changed})"
         )
     return manifest_of(begun["manifest"]), tuple(begun["settings"])
 

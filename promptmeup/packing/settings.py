@@ -68,17 +68,21 @@ class PackConfig(Config):
         data = self.model_dump(mode="json")
         corpus = data["corpus"]
         boxes = corpus.pop("boxes")
-        names = ("shorter_side", "jpeg_quality", "samples_per_shard")
+        boxes_file = self.corpus.root / self.corpus.boxes if self.corpus.boxes else None
         detector = data["detector"] and {
             key: value for key, value in data["detector"].items() if key not in ("batch", "device")
         }
-        if self.detector and Path(self.detector.weights).is_file():
-            # under the path of other weights, other weights may lie tomorrow
-            detector["weights"] = (
-                f"{Path(self.detector.weights).name} {file_sha256(Path(self.detector.weights))[:8]}"
-            )
+        if self.detector:
+            weights = Path(self.detector.weights)
+            detector |= {"weights": weights.name, "weights_sha256": _sha256(weights)}
+        names = ("shorter_side", "jpeg_quality", "samples_per_shard")
         return {
             "photos": {"corpus": corpus} | {name: data[name] for name in names},
-            "boxes": {"corpus": boxes, "detector": detector},
+            "boxes": {"corpus": boxes, "corpus_sha256": _sha256(boxes_file), "detector": detector},
             "entities": {"model": data["entities"]["model"]},
         }
+
+
+def _sha256(path: Path | None) -> str | None:
+    """Return the hash of a file: under the same name another file may lie tomorrow. None where it is not here."""
+    return file_sha256(path) if path and path.is_file() else None

@@ -70,7 +70,8 @@ def test_a_corpus_becomes_splits_with_manifests(tmp_path: Path, capsys: pytest.C
         photos, boxes, entities = (manifest.packed_with[stage] for stage in ("photos", "boxes", "entities"))
         assert photos["settings"]["shorter_side"] == 48
         assert set(photos["versions"]) == {"promptmeup", "pillow"}
-        assert boxes["settings"] == {"corpus": "boxes.jsonl", "detector": None}
+        sha256 = file_sha256(tmp_path / "news/boxes.jsonl")
+        assert boxes["settings"] == {"corpus": "boxes.jsonl", "corpus_sha256": sha256, "detector": None}
         assert entities["by"][0]["version"].startswith("3.")
         files = {path.name for path in folder.iterdir()} - {entry.name for entry in manifest.shards}
         assert files == {"manifest.json", "index.npy", "pairs.npy", "rejects.jsonl", "entities.tsv"}

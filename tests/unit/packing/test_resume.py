@@ -169,6 +169,15 @@ def test_boxes_are_replaced_and_nothing_else(
     assert files(tmp_path / "out/train") == expected, "and back again"
 
 
+def test_other_boxes_under_the_same_name_are_noticed(corpus: Path, tmp_path: Path) -> None:
+    pack(settings(corpus, tmp_path / "out"))
+    (corpus / "boxes.jsonl").write_text("")
+    with pytest.raises(ShardError, match=r"boxes were packed with other settings \(corpus_sha256 was"):
+        pack(settings(corpus, tmp_path / "out"))
+    (corpus / "boxes.jsonl").unlink()
+    pack(settings(corpus, tmp_path / "out"))  # finished, and the corpus may be gone
+
+
 def test_the_same_stage_again_does_nothing_unless_asked(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
