@@ -16,8 +16,10 @@ from promptmeup.packing.images import BadImageError, read_photo
 from promptmeup.packing.record import Draft, stored_boxes
 from promptmeup.records import Box, Reject, Sample
 
-CHUNK = 64
-"""photos that go through detector and spaCy together: bounds the memory"""
+DETECTOR_CHUNK = 64
+"""photos that the detector gets together: bounds the memory"""
+SPACY_CHUNK = 256
+"""photos whose captions spaCy gets together; with 64 it reads a quarter fewer a second"""
 
 T = TypeVar("T")
 Refuse = Callable[[Reject], None]
@@ -58,7 +60,7 @@ def add_boxes(
 
     The detector looks at the stored photo, as training will see it. What is wrong with boxes goes to `reject`.
     """
-    for chunk in _chunks(drafts):
+    for chunk in _chunks(drafts, DETECTOR_CHUNK):
         unknown = [draft for draft in chunk if draft.key not in known]
         found: dict[str, Sequence[Box]] = {}
         if detector is not None:
@@ -88,7 +90,7 @@ def add_boxes(
 
 def add_entities(drafts: Iterable[Draft], finder: EntityFinder) -> Iterator[Draft]:
     """Give each draft the entities and nouns of its captions."""
-    for chunk in _chunks(drafts):
+    for chunk in _chunks(drafts, SPACY_CHUNK):
         found = finder.find([caption.text for draft in chunk for caption in draft.captions])
         for draft in chunk:
             draft.found = list(islice(found, len(draft.captions)))
@@ -96,7 +98,7 @@ def add_entities(drafts: Iterable[Draft], finder: EntityFinder) -> Iterator[Draf
             yield draft
 
 
-def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
-    while chunk := list(islice(iterator, CHUNK)):
+    while chunk := list(islice(iterator, size)):
         yield chunk

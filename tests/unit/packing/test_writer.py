@@ -59,6 +59,16 @@ def test_stock_webdataset_reads_the_shards(tmp_path: Path) -> None:
     assert [sample["jpg"] for sample in raw] == [jpeg for jpeg, _, _ in SAMPLES.values()]
 
 
+def test_the_bytes_are_those_of_webdatasets_own_writer(tmp_path: Path) -> None:
+    shards = write(tmp_path / "a")
+    with (tmp_path / "stock.tar").open("wb") as file:
+        stock = webdataset.TarWriter(file, user="root", group="root", mtime=0)
+        for key, jpeg, text in encoded()[:2]:
+            stock.write({"__key__": key, "jpg": jpeg, "json": text})
+        stock.close()
+    assert (tmp_path / "stock.tar").read_bytes() == (tmp_path / "a" / shards[0].name).read_bytes()
+
+
 def test_entries_say_what_is_in_each_shard(tmp_path: Path) -> None:
     shards = write(tmp_path / "a")
     assert [(e.name, e.samples, e.pairs, e.boxes) for e in shards] == [
