@@ -21,6 +21,9 @@ MAX_PIXELS = 89_478_485
 """Pillow's own limit, above which it suspects a decompression bomb"""
 # Pillow knows more, among them EPS, which starts an interpreter on what the corpus brings.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+# Pillow keeps freed memory for the next image (at most 8 blocks of up to 16 MB) instead of returning it to the
+# system: 96 -> 111 photos a second, measured in a fresh process
+Image.core.set_blocks_max(8)  # type: ignore[attr-defined]
 _TURNED_ASIDE = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
 _ORIENTATION = 0x0112
 

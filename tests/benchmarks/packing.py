@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from promptmeup.data.reader import PackedSplit
 from promptmeup.packing.detector import Detector, DetectorConfig
@@ -35,7 +35,7 @@ REAL = Path(os.environ.get("PROMPTMEUP_REAL_DATA", "../shared/data"))
 YOLO = REAL / "detectors/yolov8n_fused_dequant_from_int8.safetensors"
 
 
-def write_photos(root: Path, *, number: int) -> list[Path]:
+def write_photos(root: Path, *, number: int) -> None:
     """Draw photos of 640 x 427 (about 70 kB, as news agencies' previews), a caption each."""
     rng = np.random.default_rng(0)
     shapes = [
@@ -50,7 +50,6 @@ def write_photos(root: Path, *, number: int) -> list[Path]:
         Image.fromarray(np.roll(pixels, i, axis=1)).save(root / f"{i:05}.jpg", quality=88)
         rows.append({"image": f"{i:05}.jpg", "caption": f"Angela Merkel meets {i} voters in Leeds."})
     (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return sorted(root.glob("*.jpg"))
 
 
 def settings(root: Path, out: Path, **more: Any) -> PackConfig:
@@ -67,24 +66,27 @@ def settings(root: Path, out: Path, **more: Any) -> PackConfig:
     return PackConfig.model_validate_json(text, strict=True)
 
 
-def bare_loop(photos: list[Path]) -> None:
-    """Decode, turn upright, resize and encode every photo, and keep nothing: no packer can be faster."""
-    for path in photos:
-        with Image.open(path) as image:
-            factor = min(1.0, SIDE / min(image.size))
-            size = (round(factor * image.width), round(factor * image.height))
-            image.draft(None, (2 * size[0], 2 * size[1]))
-            small = ImageOps.exif_transpose(image).convert("RGB").resize(size, Image.Resampling.LANCZOS)
-            small.save(io.BytesIO(), "JPEG", quality=QUALITY)
+def bare_loop(root: Path) -> Callable[[], None]:
+    """Return a function that runs the least that packing `root` could cost."""
+    command = [sys.executable, "-m", "tests.support.bare_packing", str(root), str(SIDE), str(QUALITY)]
+    return lambda: run_quietly(command)
 
 
-def packer(root: Path, **more: Any) -> Callable[[], None]:
-    """Return a function that packs `root` anew, from the plan to the manifest."""
+def run_quietly(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def packer(root: Path, *, processes: int) -> Callable[[], None]:
+    """Return a function that runs the command on `root`, from the plan to the manifest."""
+    overrides = [
+        *("corpus.kind=tabular", f"corpus.root={root}", "corpus.files.train=train.jsonl", "splits=[train]"),
+        *("stage=photos", f"shorter_side={SIDE}", f"jpeg_quality={QUALITY}", "samples_per_shard=250"),
+        *(f"out={root.parent}/packed", f"processes={processes}"),
+    ]
 
     def run() -> None:
-        out = root.parent / "packed"
-        shutil.rmtree(out, ignore_errors=True)
-        quietly(settings(root, out, **more))
+        shutil.rmtree(root.parent / "packed", ignore_errors=True)
+        run_quietly([sys.executable, "shards/pack.py", *overrides])
 
     return run
 
@@ -101,15 +103,15 @@ def row(stage: str, side: str, units: int, seconds: list[float], unit: str) -> h
     return {"stage": stage, "side": side, **rates, "unit": unit}
 
 
-def photos_and_processes(root: Path, photos: list[Path]) -> tuple[list[harness.Row], dict[str, float]]:
+def photos_and_processes(root: Path) -> tuple[list[harness.Row], dict[str, float]]:
     """Time one process against the bare loop, and two processes against one."""
     two = available_cores() >= 2
-    sides = {"bare loop": lambda: bare_loop(photos), "1 process": packer(root)}
+    sides = {"bare loop": bare_loop(root), "1 process": packer(root, processes=1)}
     if two:
         sides["2 processes"] = packer(root, processes=2)
     timed = harness.interleave(sides, repeats=REPEATS)
     medians = {side: harness.spread(seconds).median for side, seconds in timed.items()}
-    rows = [row("photos", side, len(photos), seconds, "images/s") for side, seconds in timed.items()]
+    rows = [row("photos", side, PHOTOS, seconds, "images/s") for side, seconds in timed.items()]
     summary = {"pack_vs_limit": medians["bare loop"] / medians["1 process"]}
     if two:
         summary["pack_scaling_2"] = medians["1 process"] / medians["2 processes"]
@@ -241,8 +243,8 @@ def measure() -> tuple[list[harness.Row], dict[str, float]]:
     summary: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        photos = write_photos(folder / "photos", number=PHOTOS)
-        parts = [photos_and_processes(folder / "photos", photos)]
+        write_photos(folder / "photos", number=PHOTOS)
+        parts = [photos_and_processes(folder / "photos")]
         if YOLO.is_file():
             write_photos(folder / "few", number=DETECTED)
             parts.append(detection(folder / "few", YOLO))
