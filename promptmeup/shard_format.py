@@ -14,6 +14,7 @@ shards/README.md states the same for people. Everything that writes or reads the
 import hashlib
 import json
 import os
+import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def temporary_path(path: Path) -> Path:
+    """Return a hidden path beside `path`, another one for every process of every machine."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` so that `path` is either the old file or the whole new one, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
@@ -128,7 +134,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
     """Write a .npy file atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     with temporary.open("wb") as file:
         np.save(file, array)
         file.flush()

@@ -10,7 +10,6 @@ is there: that costs a minute for a million records and needs no locks, which cl
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from promptmeup.config import fingerprint
 from promptmeup.errors import CorpusError, ShardError
 from promptmeup.records import Box, Caption, Reject, Sample
-from promptmeup.shard_format import shard_name, write_json
+from promptmeup.shard_format import shard_name, temporary_path, write_json
 
 Reader = Callable[[Callable[[Reject], None]], Iterable[Sample]]
 """Yields a split's samples and calls its argument with whatever it cannot read."""
@@ -68,7 +67,7 @@ def make_plan(read: Reader, folder: Path, *, samples_per_shard: int, settings: d
     starts, samples = [], []
     digest, whole = hashlib.sha256(), hashlib.sha256()
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"plan.{os.uname().nodename}.{os.getpid()}.tmp"
+    temporary = temporary_path(folder / "plan.jsonl")
     try:
         with temporary.open("wb") as file:
             for number, sample in enumerate(read(rejects.append)):

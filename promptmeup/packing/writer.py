@@ -22,6 +22,7 @@ from promptmeup.shard_format import (
     ShardEntry,
     file_sha256,
     key_id,
+    temporary_path,
     write_array,
 )
 
@@ -47,7 +48,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, bytes, bytes]]) -> int:
     The shard gets its name when it is whole and on the disk; before, it is a hidden ``.tmp`` file, which an
     exception removes. Equal samples give equal bytes. Without a sample nothing is written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     keys: set[str] = set()
     try:
         with temporary.open("wb") as file:
