@@ -27,7 +27,8 @@ class DetectorConfig(Config):
     """ultralytics' model file; read with .safetensors weights alone, which do not say it (80 COCO classes)"""
     confidence: float = Field(default=0.25, ge=0.0, lt=1.0)
     max_boxes: int = Field(default=20, ge=1, le=300)
-    batch: int = Field(default=16, ge=1)
+    batch: int = Field(default=8, ge=1)
+    """photos at once; on one CPU core 8 is faster than 16 and takes 340 MB less, a GPU can take more"""
     image_size: int = Field(default=640, ge=32, multiple_of=32)
     """longer side, in pixels, at which the detector looks; smaller is faster and misses small objects"""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
