@@ -14,6 +14,7 @@ shards/README.md states the same for people. Everything that writes or reads the
 import hashlib
 import json
 import os
+import re
 import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,17 +52,30 @@ PAIR_DTYPE = np.dtype(
 )
 
 
+KEY_PATTERN = re.compile(r"[0-9a-f]{16}")
+
+
+def text_id(text: str) -> str:
+    """Return 16 hex digits that stand for `text` (BLAKE2b)."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 def image_key(relative_path: str) -> str:
     """Return the key of an image file: 16 hex digits of its path inside the corpus.
 
     No dots (webdataset would cut the key there) and no dependence on the order of packing.
     """
-    return hashlib.blake2b(relative_path.encode(), digest_size=8).hexdigest()
+    return text_id(relative_path)
 
 
 def key_id(key: str) -> int:
     """Return the key as the signed 64-bit number that travels in batches."""
     return int.from_bytes(bytes.fromhex(key), "big", signed=True)
+
+
+def key_of(number: int) -> str:
+    """Return the key that `key_id` made `number` of."""
+    return number.to_bytes(8, "big", signed=True).hex()
 
 
 def shard_name(number: int) -> str:
@@ -183,6 +197,16 @@ def manifest_of(data: dict[str, Any]) -> Manifest:
 def labels_folder(split_folder: Path, name: str) -> Path:
     """`name` is the fingerprint of the bank, and 8 digits of the corpus's."""
     return split_folder / "labels" / name
+
+
+def finished_labels(split_folder: Path, *, corpus: str | None = None) -> list[Path]:
+    """Return the folders of finished soft labels, by name; only those of the split as it is with `corpus`.
+
+    Args:
+        corpus: the split's fingerprint.
+    """
+    folders = sorted(path.parent for path in (split_folder / "labels").glob("*/manifest.json"))
+    return [f for f in folders if corpus is None or read_label_manifest(f).corpus == corpus]
 
 
 def label_file(folder: Path, shard: str, kind: str) -> Path:

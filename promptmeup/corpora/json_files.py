@@ -107,6 +107,21 @@ class _Stream:
                 return
             self.take(",")
 
+    def names(self) -> Iterator[str]:
+        """Yield the names in the object that comes next; the caller takes each one's value before the next."""
+        self.take("{")
+        if self.peek() == "}":
+            self.take("}")
+            return
+        while True:
+            name = str(self.value())
+            self.take(":")
+            yield name
+            if self.peek() != ",":
+                self.take("}")
+                return
+            self.take(",")
+
     def kind(self) -> str:
         """Return the Python name of the type of the value that comes next."""
         return _KINDS.get(self.peek(), "number")
@@ -148,19 +163,13 @@ def _elements(stream: _Stream, path: Path, *, what: str, key: str | None) -> Ite
     if stream.kind() != "dict":
         raise CorpusError(f"{path}: the top level must be {what}, this is a {stream.kind()}")
     keys, found = [], False
-    stream.take("{")
-    while stream.peek() != "}":
-        name = stream.value()
-        stream.take(":")
-        keys.append(str(name))
+    for name in stream.names():
+        keys.append(name)
         if name == key and stream.kind() == "list":
             found = True
             yield from stream.array()
         else:
             stream.value()
-        if stream.peek() == ",":
-            stream.take(",")
-    stream.take("}")
     stream.end()
     if not found:
         there = ", ".join(sorted(keys)) or "none"

@@ -10,12 +10,12 @@ Rows that name the same image are one photo with several captions. Image paths a
 """
 
 import csv
-import hashlib
 import json
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,10 +27,9 @@ from promptmeup.corpora.json_files import is_text, read_json_lines
 from promptmeup.corpora.paths import normal_path
 from promptmeup.errors import CorpusError
 from promptmeup.records import Reject, Sample, photo_name
-from promptmeup.shard_format import image_key
+from promptmeup.shard_format import image_key, text_id
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 VAL = "val"
 
 
@@ -105,7 +104,10 @@ def samples(config: TabularConfig, *, split: str, reject: Callable[[Reject], Non
 def _files(config: TabularConfig, split: str) -> list[Path]:
     pattern = config.files[split]
     exact = config.root / pattern
-    found = [exact] if exact.exists() else sorted(config.root.glob(pattern)) if pattern else []
+    if exact.exists():
+        return [exact]
+    # pathlib refuses absolute patterns
+    found = [] if Path(pattern).is_absolute() else sorted(config.root.glob(pattern))
     if not found:
         there = sorted(path.name for path in config.root.glob("*"))[:10]
         raise CorpusError(
@@ -116,20 +118,22 @@ def _files(config: TabularConfig, split: str) -> list[Path]:
 
 
 def _rows(path: Path, config: TabularConfig, reject: Callable[[Reject], None]) -> Iterator[_Row]:
+    if (path.is_dir() or path.suffix == ".tar") and not path.is_relative_to(config.root):
+        raise CorpusError(f"{path} is not under {config.root}; set corpus.root to a folder that holds it")
     if path.is_dir():
         return _folder_rows(path, config)
-    try:
-        read = {".jsonl": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}[
-            path.suffix
-        ]
-    except KeyError:
-        if path.suffix == ".tar":
-            return _tar_rows(path, config, reject)
+    readers: dict[str, Callable[[Path, TabularConfig], Iterator[_Row]]] = {
+        ".jsonl": _json_rows,
+        ".csv": _csv_rows,
+        ".tsv": _csv_rows,
+        ".parquet": _parquet_rows,
+        ".tar": partial(_tar_rows, reject=reject),
+    }
+    if path.suffix not in readers:
         raise CorpusError(
-            f"{path} is no table that can be read: expected {', '.join(TABLE_SUFFIXES)}, img2dataset's .tar, "
-            "or a folder of its output"
-        ) from None
-    return read(path, config)
+            f"{path} is no table that can be read: expected {', '.join(readers)}, or a folder of img2dataset"
+        )
+    return readers[path.suffix](path, config)
 
 
 def _row(place: str, values: list[Any]) -> _Row:
@@ -199,7 +203,7 @@ def _folder_rows(folder: Path, config: TabularConfig) -> Iterator[_Row]:
         yield _Row(name, name, _caption(texts.get(".txt"), texts.get(".json"), config))
 
 
-def _tar_rows(path: Path, config: TabularConfig, reject: Callable[[Reject], None]) -> Iterator[_Row]:
+def _tar_rows(path: Path, config: TabularConfig, *, reject: Callable[[Reject], None]) -> Iterator[_Row]:
     """Yield every sample of a tar of img2dataset; its members stand together, in any order."""
     name = path.relative_to(config.root).as_posix()
     stem = ""
@@ -261,7 +265,7 @@ def _add_row(
         elif not is_text(text):
             reject(Reject(row.place, "malformed_record", f"the caption is no text: {ascii(text)[:200]}"))
         else:
-            caption_id = hashlib.blake2b(f"{own_key}\n{text}".encode(), digest_size=8).hexdigest()
+            caption_id = text_id(f"{own_key}\n{text}")
             if not groups.add(path, caption_id, text, own_key=own_key, member=row.member):
                 detail = f"an earlier row shows the same caption with {name}"
                 reject(Reject(row.place, "duplicate_pair", detail))
@@ -272,7 +276,7 @@ def _is_path(value: Any) -> bool:
 
 
 def _is_val(name: str, share: float) -> bool:
-    return int(image_key(f"val\n{name}"), 16) < share * 2.0**64
+    return int(text_id(f"val\n{name}"), 16) < share * 2.0**64
 
 
 def _printable(text: str) -> str:

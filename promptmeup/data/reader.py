@@ -131,7 +131,7 @@ class PackedSplit:
     def where(self, sample: int) -> str:
         """Return shard, row and key of a sample, for messages."""
         row = self.index[sample]
-        key = int(row["image_id"]).to_bytes(8, "big", signed=True).hex()
+        key = shard_format.key_of(int(row["image_id"]))
         return f"{self.folder / self.manifest.shards[row['shard']].name}, sample {row['row']} (key {key})"
 
     def read_image(self, sample: int) -> bytes:

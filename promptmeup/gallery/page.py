@@ -10,7 +10,7 @@ from promptmeup.data.reader import LabelReader, PackedSplit
 from promptmeup.errors import ShardError
 from promptmeup.gallery.cards import Card, choose_samples, make_card
 from promptmeup.gallery.statistics import Chart, charts
-from promptmeup.shard_format import Manifest, labels_folder, read_label_manifest, write_atomically
+from promptmeup.shard_format import KEY_PATTERN, Manifest, finished_labels, key_id, write_atomically
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _section(folder: Path, *, samples: int, seed: int, keys: Sequence[str]) -> S
     split = PackedSplit(folder)
     labels = newest_labels(split)
     if keys:
-        ids = {int.from_bytes(bytes.fromhex(key), "big", signed=True) for key in keys if _is_key(key)}
+        ids = {key_id(key) for key in keys if KEY_PATTERN.fullmatch(key)}
         rows = [row for row, number in enumerate(split.index["image_id"].tolist()) if number in ids]
     else:
         rows = choose_samples(split, number=samples, seed=seed)
@@ -70,15 +70,9 @@ def _section(folder: Path, *, samples: int, seed: int, keys: Sequence[str]) -> S
     )
 
 
-def _is_key(text: str) -> bool:
-    return len(text) == 16 and all(digit in "0123456789abcdef" for digit in text)
-
-
 def newest_labels(split: PackedSplit) -> LabelReader | None:
     """Return the newest finished soft labels of the split as it is, if there are any."""
-    manifests = labels_folder(split.folder, "*").parent.glob("*/manifest.json")
-    by_age = sorted(manifests, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in by_age:
-        if read_label_manifest(path.parent).corpus == split.manifest.fingerprint:
-            return LabelReader(path.parent, split)
-    return None
+    found = finished_labels(split.folder, corpus=split.manifest.fingerprint)
+    if not found:
+        return None
+    return LabelReader(max(found, key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns), split)

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from promptmeup.packing.writer import KEY_PATTERN
-from promptmeup.shard_format import INDEX_DTYPE, PAIR_DTYPE, SCHEMA, ShardEntry, key_id
+from promptmeup.shard_format import INDEX_DTYPE, KEY_PATTERN, PAIR_DTYPE, SCHEMA, ShardEntry, key_id
 
 DECODE_EVERY = 20
 """of the photos, one in so many is decoded unless all are"""

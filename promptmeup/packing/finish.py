@@ -24,14 +24,14 @@ class Gathered:
     """by stage: everybody who did it, each once"""
 
 
-def gather_parts(work: Path, shards: Iterable[str]) -> Gathered:
+def gather_parts(parts: Path, shards: Iterable[str]) -> Gathered:
     """Read the parts of `shards`, in order."""
     contents: list[ShardContents] = []
     rejects: list[Reject] = []
     vocabulary = VocabularyCounter()
     made_by: dict[str, list[Any]] = {}
     for shard in shards:
-        part = read_part(work, shard)
+        part = read_part(parts, shard)
         if part.contents is not None:
             contents.append(part.contents)
         rejects += part.rejects

@@ -8,7 +8,7 @@ command goes on where it stopped, and the bytes are those of an undisturbed run.
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -16,12 +16,11 @@ from typing import Any
 
 from promptmeup import __version__
 from promptmeup.config import fingerprint
-from promptmeup.corpora import newsclippings, tabular
-from promptmeup.corpora.newsclippings import NewsClippingsConfig
+from promptmeup.corpora import raw
 from promptmeup.errors import CorpusError, ShardError
-from promptmeup.packing.finish import finish_split, gather_parts, rejects_after_update
+from promptmeup.packing.finish import Gathered, finish_split, gather_parts, rejects_after_update
 from promptmeup.packing.parts import missing_shards
-from promptmeup.packing.plan import Reader, differences, make_plan
+from promptmeup.packing.plan import Plan, differences, make_plan
 from promptmeup.packing.processes import available_cores, run_processes
 from promptmeup.packing.rejects import Books, write_rejects
 from promptmeup.packing.settings import STAGES, PackConfig
@@ -33,6 +32,9 @@ from promptmeup.shard_format import Manifest, manifest_of, read_manifest, write_
 
 WORK = ".packing"
 
+Settings = dict[str, Any]
+"""by stage: what decides the content of the shards"""
+
 
 def pack(config: PackConfig) -> None:
     """Do for every split of `config` what is still to do, and say what came of it.
@@ -43,9 +45,10 @@ def pack(config: PackConfig) -> None:
         WeightsError: the detector or the spaCy model is not there.
     """
     _check_splits(config)
+    settings = config.content_settings()
     for split in config.splits:
         try:
-            _pack_split(split, config)
+            _pack_split(split, config, settings)
         except OSError as error:  # trouble with a single image is caught where it is read
             if isinstance(error, FileNotFoundError) and (config.out / split / "manifest.json").exists():
                 continue  # another task finished the split and removed its work folder a moment ago
@@ -55,41 +58,42 @@ def pack(config: PackConfig) -> None:
             ) from error
 
 
-def _pack_split(split: str, config: PackConfig) -> None:
+def _pack_split(split: str, config: PackConfig, settings: Settings) -> None:
     folder = config.out / split
     if (folder / WORK / "update.json").exists():
-        _update(folder, config, *_begun_update(folder, config))
+        _update(folder, config, settings, *_begun_update(folder, config, settings))
     elif (folder / "manifest.json").exists():
         manifest = read_manifest(folder)
-        todo = _stages_to_do(folder, manifest, config)
+        todo = _stages_to_do(folder, manifest, config, settings)
         if todo:
-            _update(folder, config, manifest, todo)
+            _update(folder, config, settings, manifest, todo)
         else:
-            shutil.rmtree(folder / WORK, ignore_errors=True)
+            _remove_work(folder / WORK)
             print(f"{folder}: packed already with these settings, nothing to do", flush=True)
     elif config.makes("photos"):
-        _pack_photos(split, folder, config)
+        _pack_photos(split, folder, config, settings)
     else:
         raise ShardError(
             f"{folder} is not a packed split: stage={config.stage} needs its photos; pack them with stage=photos"
         )
 
 
-def _stages_to_do(folder: Path, manifest: Manifest, config: PackConfig) -> tuple[str, ...]:
+def _stages_to_do(
+    folder: Path, manifest: Manifest, config: PackConfig, settings: Settings
+) -> tuple[str, ...]:
     """Return which stages a finished split lacks.
 
     Raises:
         ShardError: it was made with other settings, and nobody asked to replace what they decide.
     """
     todo = []
-    wanted = config.content_settings()
     for stage in STAGES:
         if not config.makes(stage):
             continue
         there = manifest.packed_with.get(stage)
         if there is None or config.redo:
             todo.append(stage)
-        elif changed := differences(there["settings"], wanted[stage]):
+        elif changed := differences(there["settings"], settings[stage]):
             if config.stage != stage or stage == "photos":
                 replace = f"replace them with stage={stage}, " if stage != "photos" else ""
                 raise ShardError(
@@ -100,23 +104,20 @@ def _stages_to_do(folder: Path, manifest: Manifest, config: PackConfig) -> tuple
     return tuple(todo)
 
 
-def _pack_photos(split: str, folder: Path, config: PackConfig) -> None:
+def _pack_photos(split: str, folder: Path, config: PackConfig, settings: Settings) -> None:
     start, work = time.monotonic(), folder / WORK
     if not (work / "plan.json").exists() and any(folder.glob("shard-*.tar")):
         raise ShardError(
             f"{folder} holds shards that are of no finished split and of no packing that can go on; "
             "move them away, or set out to another folder"
         )
-    wanted = config.content_settings()
-    settings = {stage: wanted[stage] for stage in STAGES if config.makes(stage)}
-    plan = make_plan(
-        _reader(split, config), work, samples_per_shard=config.samples_per_shard, settings=settings
-    )
+    settings = {stage: settings[stage] for stage in STAGES if config.makes(stage)}
+    plan = _plan(split, folder, config, settings)
     maker = ShardMaker(
         folder=folder,
-        work=plan.parts,
+        parts=plan.parts,
         plan=plan,
-        photos=PhotoSettings(_image_root(config), config.shorter_side, config.jpeg_quality),
+        photos=PhotoSettings(raw.image_root(config.corpus), config.shorter_side, config.jpeg_quality),
         boxes=config.makes("boxes"),
         detector=config.detector,
         entities=config.entities if config.makes("entities") else None,
@@ -146,22 +147,17 @@ def _pack_photos(split: str, folder: Path, config: PackConfig) -> None:
     }
     for stage, makers in gathered.made_by.items():
         packed_with[stage]["by"] = makers
-    manifest = finish_split(
-        folder, gathered, rejects=[*plan.rejects, *gathered.rejects], books=books, packed_with=packed_with
-    )
-    _remove_work(work)
-    print(_summary(folder, manifest, books, seconds=time.monotonic() - start), flush=True)
+    _finish(folder, gathered, [*plan.rejects, *gathered.rejects], books, packed_with, start=start)
 
 
-def _begun_update(folder: Path, config: PackConfig) -> tuple[Manifest, tuple[str, ...]]:
+def _begun_update(folder: Path, config: PackConfig, settings: Settings) -> tuple[Manifest, tuple[str, ...]]:
     """Return the manifest before, and the stages of, an update that was interrupted.
 
     Raises:
         ShardError: `config` asks for something else.
     """
     begun = json.loads((folder / WORK / "update.json").read_text(encoding="utf-8"))
-    wanted = config.content_settings()
-    wanted = {stage: wanted[stage] for stage in begun["settings"] if config.makes(stage)}
+    wanted = {stage: settings[stage] for stage in begun["settings"] if config.makes(stage)}
     if changed := differences(begun["settings"], wanted):
         raise ShardError(
             f"{folder}: replacing its {' and '.join(begun['settings'])} was interrupted; finish it first, with "
@@ -170,33 +166,33 @@ def _begun_update(folder: Path, config: PackConfig) -> tuple[Manifest, tuple[str
     return manifest_of(begun["manifest"]), tuple(begun["settings"])
 
 
-def _update(folder: Path, config: PackConfig, before: Manifest, stages: tuple[str, ...]) -> None:
+def _update(
+    folder: Path, config: PackConfig, settings: Settings, before: Manifest, stages: tuple[str, ...]
+) -> None:
     """Make `stages` anew in every shard; until all are done the split has no manifest, so that none reads it."""
+    if not before.shards[config.task :: config.num_tasks]:
+        # a task that comes when the others are done must not begin anew what it has no part in
+        print(f"{folder}: task {config.task} of {config.num_tasks} has no share of its shards", flush=True)
+        return
     start, work = time.monotonic(), folder / WORK
-    wanted = config.content_settings()
-    settings = {stage: wanted[stage] for stage in stages}
+    settings = {stage: settings[stage] for stage in stages}
     work.mkdir(exist_ok=True)
     plan = None
     if "boxes" in stages and config.corpus.boxes is not None:
-        plan = make_plan(
-            _reader(folder.name, config),
-            work,
-            samples_per_shard=config.samples_per_shard,
-            settings={"update": settings},
-        )
+        plan = _plan(folder.name, folder, config, {"update": settings})
         if plan.digest != before.packed_with["photos"]["plan"]:
             raise ShardError(
                 f"{config.corpus.root} is not the corpus that {folder} was packed of, or it changed; "
                 "pack it into another folder"
             )
     begun = {"settings": settings, "manifest": asdict(before)}
-    parts = work / f"parts-{fingerprint(json.loads(json.dumps(begun)))}"
+    parts = work / f"parts-{fingerprint(begun)}"
     parts.mkdir(exist_ok=True)
     write_json(work / "update.json", begun)
     (folder / "manifest.json").unlink(missing_ok=True)
     maker = ShardMaker(
         folder=folder,
-        work=parts,
+        parts=parts,
         plan=plan,
         photos=None,
         boxes="boxes" in stages,
@@ -213,8 +209,20 @@ def _update(folder: Path, config: PackConfig, before: Manifest, stages: tuple[st
     packed_with = before.packed_with | {
         stage: {"settings": settings[stage], "by": gathered.made_by[stage]} for stage in stages
     }
+    _finish(folder, gathered, rejects, books, packed_with, start=start)
+
+
+def _finish(
+    folder: Path,
+    gathered: Gathered,
+    rejects: Sequence[Reject],
+    books: Books,
+    packed_with: dict[str, Any],
+    *,
+    start: float,
+) -> None:
     manifest = finish_split(folder, gathered, rejects=rejects, books=books, packed_with=packed_with)
-    _remove_work(work)
+    _remove_work(folder / WORK)
     print(_summary(folder, manifest, books, seconds=time.monotonic() - start), flush=True)
 
 
@@ -227,7 +235,7 @@ def _make_shards(
         CorpusError: too many pairs are lost.
     """
     share = shards[config.task :: config.num_tasks]
-    missing = missing_shards(maker.folder, maker.work, share)
+    missing = missing_shards(maker.folder, maker.parts, share)
     if len(missing) < len(share):
         print(f"{maker.folder}: {len(share) - len(missing)} of {len(share)} shards are done", flush=True)
     books = Books(max_rate=config.max_reject_rate)
@@ -241,7 +249,7 @@ def _make_shards(
             bar.advance(0, lost=f"{books.lost} pairs")
             if maker.photos:
                 books.check()
-    left = missing_shards(maker.folder, maker.work, shards)
+    left = missing_shards(maker.folder, maker.parts, shards)
     if left and (maker.folder / "manifest.json").exists():
         print(f"{maker.folder}: finished by another task", flush=True)
     elif left:
@@ -259,33 +267,19 @@ def _check_splits(config: PackConfig) -> None:
     new = [name for name in config.splits if not any((config.out / name / file).exists() for file in begun)]
     if not new or not config.makes("photos"):
         return
-    corpus = config.corpus
-    known = (
-        newsclippings.splits(corpus) if isinstance(corpus, NewsClippingsConfig) else tabular.splits(corpus)
-    )
+    known = raw.splits(config.corpus)
     if unknown := [name for name in new if name not in known]:
         raise CorpusError(
-            f"{corpus.root} has no split {', '.join(unknown)}; there: {', '.join(known) or 'none'}; "
+            f"{config.corpus.root} has no split {', '.join(unknown)}; there: {', '.join(known) or 'none'}; "
             "choose with splits=[...]"
         )
 
 
-def _reader(split: str, config: PackConfig) -> Reader:
-    corpus = config.corpus
-
+def _plan(split: str, folder: Path, config: PackConfig, settings: dict[str, Any]) -> Plan:
     def read(reject: Callable[[Reject], None]) -> Iterable[Sample]:
-        if isinstance(corpus, NewsClippingsConfig):
-            return newsclippings.samples(corpus, split=split, reject=reject)
-        return tabular.samples(corpus, split=split, reject=reject)
+        return raw.samples(config.corpus, split=split, reject=reject)
 
-    return read
-
-
-def _image_root(config: PackConfig) -> Path:
-    corpus = config.corpus
-    if isinstance(corpus, NewsClippingsConfig):
-        return newsclippings.image_root(corpus)
-    return tabular.image_root(corpus)
+    return make_plan(read, folder / WORK, samples_per_shard=config.samples_per_shard, settings=settings)
 
 
 def _remove_work(work: Path) -> None:

@@ -33,11 +33,11 @@ class Part:
         return len(self.contents.pairs) if self.contents else 0
 
 
-def part_path(work: Path, shard: str) -> Path:
-    return work / f"{Path(shard).stem}.json"
+def part_path(parts: Path, shard: str) -> Path:
+    return parts / f"{Path(shard).stem}.json"
 
 
-def write_part(work: Path, shard: str, part: Part) -> None:
+def write_part(parts: Path, shard: str, part: Part) -> None:
     """Mark `shard` as done; call it when its tar has its name."""
     contents = part.contents
     described = {
@@ -54,12 +54,12 @@ def write_part(work: Path, shard: str, part: Part) -> None:
     # the first line alone tells whether the shard is done
     lines = ({"bytes": contents.entry.bytes if contents else None}, described)
     text = "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)
-    write_atomically(part_path(work, shard), text.encode())
+    write_atomically(part_path(parts, shard), text.encode())
 
 
-def read_part(work: Path, shard: str) -> Part:
+def read_part(parts: Path, shard: str) -> Part:
     """Return what is known of a `shard` that is done."""
-    with part_path(work, shard).open(encoding="utf-8", newline="\n") as file:
+    with part_path(parts, shard).open(encoding="utf-8", newline="\n") as file:
         file.readline()
         found = json.loads(file.readline())
     contents = found["contents"]
@@ -77,16 +77,16 @@ def read_part(work: Path, shard: str) -> Part:
     )
 
 
-def is_done(folder: Path, work: Path, shard: str) -> bool:
+def is_done(folder: Path, parts: Path, shard: str) -> bool:
     """Return whether `shard` needs nothing more: its part is there, and a tar of the size that it says."""
     try:
-        with part_path(work, shard).open(encoding="utf-8", newline="\n") as file:
+        with part_path(parts, shard).open(encoding="utf-8", newline="\n") as file:
             size = json.loads(file.readline())["bytes"]
         return size is None or (folder / shard).stat().st_size == size
     except FileNotFoundError:
         return False
 
 
-def missing_shards(folder: Path, work: Path, shards: Iterable[str]) -> list[str]:
+def missing_shards(folder: Path, parts: Path, shards: Iterable[str]) -> list[str]:
     """Return those of `shards` that are not done."""
-    return [shard for shard in shards if not is_done(folder, work, shard)]
+    return [shard for shard in shards if not is_done(folder, parts, shard)]

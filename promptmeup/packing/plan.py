@@ -106,16 +106,14 @@ def _compare(folder: Path, new: dict[str, Any]) -> None:
         old = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
-    if changed := differences(old["settings"], new["settings"]):
-        pass
-    elif old["sha256"] != new["sha256"] or old["rejects"] != new["rejects"]:
+    changed = differences(old["settings"], new["settings"])
+    if not changed and (old["sha256"], old["rejects"]) != (new["sha256"], new["rejects"]):
         changed = "the corpus changed"
-    else:
-        return
-    raise ShardError(
-        f"{folder.parent} holds an unfinished packing with other settings ({changed}); finish it with the old "
-        f"ones, set out to another folder, or delete {folder.parent} to pack from the start"
-    )
+    if changed:
+        raise ShardError(
+            f"{folder.parent} holds an unfinished packing with other settings ({changed}); finish it with the "
+            f"old ones, set out to another folder, or delete {folder.parent} to pack from the start"
+        )
 
 
 def differences(there: Any, wanted: Any, name: str = "") -> str:

@@ -1,13 +1,12 @@
 """What a person sets about packing, and which of it decides the content of the shards."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from promptmeup.config import Config
-from promptmeup.corpora.newsclippings import NewsClippingsConfig
-from promptmeup.corpora.tabular import TabularConfig
+from promptmeup.corpora.raw import RawCorpus
 from promptmeup.packing.detector import DetectorConfig
 from promptmeup.packing.entities import EntityConfig
 from promptmeup.shard_format import file_sha256
@@ -19,7 +18,7 @@ STAGES = ("photos", "boxes", "entities")
 class PackConfig(Config):
     """How shards/pack.py makes shards of a raw corpus."""
 
-    corpus: Annotated[NewsClippingsConfig | TabularConfig, Field(discriminator="kind")]
+    corpus: RawCorpus
     out: Path
     """folder that gets one folder a split"""
     splits: tuple[str, ...] = Field(default=("train", "val"), min_length=1)

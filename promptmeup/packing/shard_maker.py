@@ -20,14 +20,14 @@ from promptmeup.records import Reject, Sample
 
 @dataclass(frozen=True)
 class ShardMaker:
-    """Makes shards of `folder`, with the parts in `work`; picklable.
+    """Makes shards of `folder`, and marks them as done in the folder `parts`; picklable.
 
     With `photos`, a shard is made of its plan; without, the tar that is there gets new boxes or entities and
     keeps its photos.
     """
 
     folder: Path
-    work: Path
+    parts: Path
     plan: Plan | None
     """brings samples, and boxes where the corpus has them"""
     photos: PhotoSettings | None
@@ -74,7 +74,7 @@ class ShardMaker:
         if self.photos:
             lost = sum(reject.pairs for reject in rejects if not reject.kept)
             assert part.pairs + lost == sum(len(sample.captions) for sample in samples), "a pair went astray"
-        write_part(self.work, shard, part)
+        write_part(self.parts, shard, part)
         return part
 
     def _drafts(

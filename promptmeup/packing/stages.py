@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from promptmeup.packing.detector import Detector
 from promptmeup.packing.entities import EntityFinder
-from promptmeup.packing.images import BadImageError, read_photo
+from promptmeup.packing.images import BadImageError, keep_memory, read_photo
 from promptmeup.packing.record import Draft, stored_boxes
 from promptmeup.records import Box, Reject, Sample
 
@@ -36,6 +36,7 @@ class PhotoSettings:
 
 def photo_drafts(samples: Iterable[Sample], settings: PhotoSettings, *, reject: Refuse) -> Iterator[Draft]:
     """Yield a draft of every sample whose photo can be read."""
+    keep_memory()
     for sample in samples:
         try:
             image = read_photo(

@@ -19,9 +19,10 @@ from promptmeup.shard_format import (
     LabelManifest,
     Manifest,
     corpus_fingerprint,
+    finished_labels,
+    key_of,
     label_dtype,
     label_file,
-    labels_folder,
     read_label_manifest,
     read_manifest,
 )
@@ -105,10 +106,8 @@ def verify(
         ordered = [contents[entry.name] for entry in manifest.shards]
         report.findings += [finding for shard in ordered for finding in shard.findings]
         report.findings += _check_split(folder, manifest, ordered)
-        for name in sorted(
-            path.parent.name for path in labels_folder(folder, "*").parent.glob("*/manifest.json")
-        ):
-            report.findings += _check_labels(labels_folder(folder, name), manifest, report.notes)
+        for labels in finished_labels(folder):
+            report.findings += _check_labels(labels, manifest, report.notes)
         report.splits[str(folder)] = {
             "shards": len(manifest.shards),
             "samples": manifest.samples,
@@ -145,14 +144,10 @@ def _check_split(folder: Path, manifest: Manifest, shards: Sequence[Contents]) -
     findings += _check_array(folder / "pairs.npy", pairs, manifest)
     ids, counts = np.unique(index["image_id"], return_counts=True)
     findings += [
-        Finding("duplicate_key", f"{count} samples have it", str(folder), _key(number))
+        Finding("duplicate_key", f"{count} samples have it", str(folder), key_of(number))
         for number, count in zip(ids[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True)
     ]
     return findings
-
-
-def _key(number: int) -> str:
-    return number.to_bytes(8, "big", signed=True).hex()
 
 
 def _check_array(path: Path, expected: NDArray[Any], manifest: Manifest) -> list[Finding]:
@@ -173,7 +168,7 @@ def _check_array(path: Path, expected: NDArray[Any], manifest: Manifest) -> list
     )
     shard = manifest.shards[int(expected[row]["shard"])].name if check == "index" else ""
     where = f"{path} ({shard})" if shard else str(path)
-    return [Finding(check, detail, where, _key(int(expected[row]["image_id"])))]
+    return [Finding(check, detail, where, key_of(int(expected[row]["image_id"])))]
 
 
 def _check_labels(folder: Path, manifest: Manifest, notes: list[str]) -> list[Finding]:
@@ -238,7 +233,7 @@ def _leaks(found: dict[Path, dict[str, NDArray[np.int64]]]) -> list[Finding]:
             keys = own["caption_image" if kind == "caption" else "image"]
             first = {number: keys[np.flatnonzero(own[kind] == number)[0]] for number in shared[:SHOWN]}
             findings += [
-                Finding(f"leak_{kind}", text.format(other=other), str(folder), _key(int(first[number])))
+                Finding(f"leak_{kind}", text.format(other=other), str(folder), key_of(int(first[number])))
                 if number in first
                 else Finding(f"leak_{kind}", text.format(other=other), str(folder))
                 for number in shared

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from promptmeup.shard_format import (
     IMAGE_SUFFIX,
     INDEX_DTYPE,
     JSON_SUFFIX,
+    KEY_PATTERN,
     PAIR_DTYPE,
     ShardEntry,
     file_sha256,
@@ -25,8 +25,6 @@ from promptmeup.shard_format import (
     temporary_path,
     write_array,
 )
-
-KEY_PATTERN = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)

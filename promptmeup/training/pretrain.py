@@ -25,7 +25,7 @@ from promptmeup.models.saving import load_matching, save_model
 from promptmeup.models.text import load_tokenizer
 from promptmeup.prompts.bank import load_banks
 from promptmeup.records import Banks, Batch, RunState
-from promptmeup.shard_format import labels_folder, read_label_manifest, read_manifest
+from promptmeup.shard_format import finished_labels, labels_folder, read_manifest
 from promptmeup.tracking.provenance import environment
 from promptmeup.tracking.settings import TrackedDataset, TrackingConfig
 from promptmeup.tracking.tracker import Tracker
@@ -92,8 +92,7 @@ def choose_labels(split: Path, name: str | None) -> Path:
         ConfigError: none, or several to choose from.
     """
     corpus = read_manifest(split).fingerprint
-    finished = sorted(path.parent for path in labels_folder(split, "*").parent.glob("*/manifest.json"))
-    found = [folder for folder in finished if read_label_manifest(folder).corpus == corpus]
+    found = finished_labels(split, corpus=corpus)
     names = [path.name for path in found]
     if name is not None and name not in names:
         raise ConfigError(
@@ -101,11 +100,8 @@ def choose_labels(split: Path, name: str | None) -> Path:
             f"{'it has ' + ', '.join(names) if names else 'run launch/label.py'}"
         )
     if not found:
-        old = (
-            f" ({len(finished)} of what it was before its boxes or entities were replaced)"
-            if finished
-            else ""
-        )
+        finished = len(finished_labels(split))
+        old = f" ({finished} of what it was before its boxes or entities were replaced)" if finished else ""
         raise ConfigError(
             f"{split} has no soft labels{old}: run launch/label.py first, or switch the losses off that need "
             "them with loss.weights.object_entity=0 loss.weights.image_relation=0"

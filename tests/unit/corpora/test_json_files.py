@@ -67,6 +67,16 @@ def test_mistakes_are_where_json_finds_them(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.usefixtures("_chunk")
+@pytest.mark.parametrize(
+    "text", ['{"a": 1 "annotations": []}', '{"annotations": [],}', '{"annotations" []}', "{"]
+)
+def test_objects_are_as_strict_as_arrays(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(CorpusError, match=r"is not valid JSON at line 1, column"):
+        read(tmp_path / "a.json", "annotations")
+
+
+@pytest.mark.usefixtures("_chunk")
 def test_bytes_that_are_no_utf8_are_named_by_their_place(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'["' + "é".encode() * 20 + b'\xff"]')
     with pytest.raises(CorpusError, match="not UTF-8 text at byte 42"):

@@ -153,6 +153,20 @@ def test_files_that_are_not_there_or_no_tables(tmp_path: Path) -> None:
         read(TabularConfig(root=tmp_path, files={"train": "t.parquet"}))
 
 
+def test_files_elsewhere(tmp_path: Path) -> None:
+    """A table may lie anywhere, since its paths are relative to the root; photos and archives may not."""
+    root = tmp_path / "root"
+    root.mkdir()
+    write_jsonl(tmp_path / "t.jsonl", ROWS)
+    assert len(read(TabularConfig(root=root, files={"train": str(tmp_path / "t.jsonl")}))[0]) == 2
+    tar_of(tmp_path / "00000.tar", {"0.jpg": b"x", "0.txt": b"A."})
+    for name in ("00000.tar", ""):
+        with pytest.raises(CorpusError, match=r"is not under .*set corpus\.root"):
+            read(TabularConfig(root=root, files={"train": str(tmp_path / name)}))
+    with pytest.raises(CorpusError, match=r"nothing matches /nowhere/\*\.tar"):
+        read(TabularConfig(root=root, files={"train": "/nowhere/*.tar"}))
+
+
 def test_a_share_of_the_images_is_kept_for_validation(tmp_path: Path) -> None:
     rows = [{"image": f"{i % 400}.jpg", "caption": f"Caption {i}."} for i in range(800)]
     write_jsonl(tmp_path / "t.jsonl", rows)

@@ -114,6 +114,15 @@ def test_tasks_share_the_work_and_the_last_one_finishes(
     assert files(tmp_path / "out/train") == expected
 
 
+def test_a_task_without_a_share_that_comes_late_leaves_everything_alone(corpus: Path, tmp_path: Path) -> None:
+    for task in (1, 0):
+        pack(settings(corpus, tmp_path / "out", stage="photos", task=task, num_tasks=2))
+    before = files(tmp_path / "out/train")
+    for stage in ("all", "boxes"):
+        pack(settings(corpus, tmp_path / "out", stage=stage, redo=stage == "boxes", task=4, num_tasks=5))
+        assert files(tmp_path / "out/train") == before
+
+
 @pytest.mark.timeout(120)
 def test_processes_give_the_same_bytes(corpus: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
     pack(settings(corpus, tmp_path / "out", processes=2))
