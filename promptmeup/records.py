@@ -13,7 +13,7 @@ Shape legend, used as suffixes of names everywhere (``logits_BK``):
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # packing starts many processes that need no torch, whose import takes seconds
@@ -110,11 +110,26 @@ class SoftLabels:
 
 
 @dataclass(frozen=True)
+class Substitute:
+    """A pair that took the place of a damaged one."""
+
+    position: int
+    """of the slot, in the order of the run"""
+    shard: str
+    key: str
+    offset: int
+    """bytes from the start of the shard"""
+    reason: str
+    by: str
+    """key of the photo shown instead"""
+
+
+@dataclass(frozen=True)
 class Batch:
     """What one rank trains on in one step. A pair is a true match iff its two ids are equal."""
 
     images_BCSS: Tensor
-    """float32, normalised with the vision encoder's mean and deviation."""
+    """float32, normalised with the vision encoder's mean and deviation; uint8 until `finish_images`."""
     tokens_BL: Tensor
     """int64 token ids, padded."""
     token_mask_BL: Tensor
@@ -133,6 +148,10 @@ class Batch:
     """over [B, M], or None where no labels are read."""
     image_labels: SoftLabels | None = None
     """over [B], or None where no labels are read."""
+    color_B3: Tensor | None = None
+    """float32 factors of brightness, contrast and saturation, where they are still to be applied"""
+    substitutes: tuple[Substitute, ...] = ()
+    """rows whose own data is damaged"""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -240,10 +259,12 @@ class RunState:
 
     step: int = 0
     """optimizer steps done"""
-    pairs: int = 0
-    """pairs consumed in the world: the loader's whole position"""
+    pairs_consumed: int = 0
+    """by all ranks together: the loader's whole position"""
+    epoch: int = 0
+    """that this position lies in"""
     best: float = -1.0
     """best evaluation score so far"""
     world_size: int = 1
-    order: str = ""
-    """fingerprint of the data order (corpus, seed, settings); a resumed run must have the same"""
+    order: dict[str, int | str] = field(default_factory=dict)
+    """all that the order of the data depends on (`order_version`, `fingerprint` of the corpus, `seed`, ...)"""

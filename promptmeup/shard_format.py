@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from promptmeup.errors import ShardError
 
-SCHEMA = 1
+SCHEMA = 2
 IMAGE_SUFFIX = ".jpg"
 JSON_SUFFIX = ".json"
 
@@ -37,6 +37,8 @@ INDEX_DTYPE = np.dtype(
         ("image_size", "<i8"),
         ("json_offset", "<i8"),
         ("json_size", "<i8"),
+        ("image_crc", "<u4"),  # CRC-32 of the member's content: a tar has no checksum of it
+        ("json_crc", "<u4"),
         ("boxes", "<i4"),  # number of boxes in the json: rows of the shard's objects.npy
         ("box_start", "<i8"),  # first of those rows
         ("image_id", "<i8"),
@@ -51,6 +53,9 @@ PAIR_DTYPE = np.dtype(
     ]
 )
 
+
+TABLES = ("index.npy", "pairs.npy", "entities.tsv")
+"""What lies beside the shards and is read whole."""
 
 KEY_PATTERN = re.compile(r"[0-9a-f]{16}")
 
@@ -92,6 +97,8 @@ class ShardEntry:
     name: str
     samples: int
     pairs: int
+    matched_pairs: int
+    """pairs whose caption belongs to the image"""
     boxes: int
     bytes: int
     sha256: str
@@ -110,6 +117,8 @@ class Manifest:
     matched_pairs: int
     rejects: dict[str, int]
     """number by reason"""
+    tables: dict[str, str]
+    """sha256 of index.npy, pairs.npy and entities.tsv, where they are there"""
     packed_with: dict[str, Any] = field(default_factory=dict)
     """by stage (photos, boxes, entities), None where it was skipped: settings, versions, weights' hashes"""
     schema: int = SCHEMA
@@ -154,6 +163,11 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def table_hashes(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each table of the split in `folder`."""
+    return {name: file_sha256(folder / name) for name in TABLES if (folder / name).exists()}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from promptmeup.data.text import TextTokenizer
-from promptmeup.data.transforms import has_area, normalise
-from promptmeup.records import Batch, SoftLabels
+from promptmeup.data.transforms import has_area
+from promptmeup.records import Batch, SoftLabels, Substitute
 
 Label = tuple[NDArray[np.int64], NDArray[np.float32]]
 """ids [..., T] and probabilities [..., T] of soft labels."""
@@ -26,6 +26,8 @@ class Example:
     text: str
     image_CSS: Tensor
     """uint8"""
+    color_3: NDArray[np.float32]
+    """factors of brightness, contrast and saturation that are still to be applied"""
     boxes_M4: NDArray[np.float32]
     """all boxes of the image in stored order, as fractions of the square; without area where cut off"""
     object_labels: Label | None = None
@@ -55,11 +57,10 @@ def collate(
     tokenizer: TextTokenizer,
     max_tokens: int,
     max_objects: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
     min_confidence: float,
+    substitutes: tuple[Substitute, ...] = (),
 ) -> Batch:
-    """Return the examples as one batch with the first `max_objects` boxes of each, in stored order.
+    """Return the examples as one batch, images as uint8, with the first `max_objects` boxes of each, in stored order.
 
     A soft label is kept when its largest probability reaches `min_confidence` and its object is there.
     """
@@ -82,8 +83,10 @@ def collate(
         ids_BT = torch.from_numpy(np.stack([ids for ids, _ in labels]))
         probs_BT = torch.from_numpy(np.stack([probs for _, probs in labels]))
         image_labels = SoftLabels(ids_BT, probs_BT, probs_BT.amax(-1) >= threshold)
+    colors_B3 = torch.from_numpy(np.stack([e.color_3 for e in examples]))
     return Batch(
-        images_BCSS=normalise(torch.stack([e.image_CSS for e in examples]), mean=mean, std=std),
+        images_BCSS=torch.stack([e.image_CSS for e in examples]),
+        color_B3=None if (colors_B3 == 1).all() else colors_B3,
         tokens_BL=tokens_BL,
         token_mask_BL=token_mask_BL,
         image_ids_B=torch.tensor([e.image_id for e in examples], dtype=torch.int64),
@@ -93,4 +96,5 @@ def collate(
         keys=tuple(e.key for e in examples),
         object_labels=object_labels,
         image_labels=image_labels,
+        substitutes=substitutes,
     )

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from promptmeup.data.loader import DataConfig, read_pixels
-from promptmeup.data.reader import PackedSplit
+from promptmeup.data.loader import decoded
+from promptmeup.data.reader import DamagedSampleError, PackedSplit
+from promptmeup.data.settings import DataConfig
 from promptmeup.data.text import TextTokenizer
 from promptmeup.data.transforms import apply_view, eval_view, normalise
 from promptmeup.data.workers import run_workers
@@ -64,8 +65,10 @@ class _ImageMaker:
     def __call__(self, positions: range) -> ImageBatch:
         no_boxes = np.zeros((0, 4), dtype=np.float32)
         squares = []
-        for sample in positions:
-            image_CHW = read_pixels(self.split, sample)
+        for stored in self.split.read(np.array(positions)):
+            if isinstance(stored, DamagedSampleError):
+                raise stored  # a substitute would change what is measured
+            image_CHW = decoded(self.split, stored)
             view = eval_view(image_CHW.shape[1], image_CHW.shape[2], self.config.image)
             squares.append(apply_view(image_CHW, no_boxes, view, size=self.config.image.size)[0])
         positions_B = torch.tensor(positions, dtype=torch.int64)

@@ -6,91 +6,50 @@ augments and collates one slice. What a batch holds depends on its position in t
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 
-from promptmeup.config import Config
 from promptmeup.data.collate import Example, collate
-from promptmeup.data.order import Order, generator
-from promptmeup.data.reader import LabelReader, PackedSplit, PairFilter
+from promptmeup.data.device import on_device
+from promptmeup.data.order import Stream, generator
+from promptmeup.data.reader import DamagedSampleError, PackedSplit, Stored
+from promptmeup.data.settings import DataConfig
+from promptmeup.data.sources import Sources
 from promptmeup.data.text import TextTokenizer
-from promptmeup.data.transforms import ImageConfig, apply_view, decode, draw_view, jitter
+from promptmeup.data.transforms import apply_view, decode, draw_color, draw_view, finish_images
 from promptmeup.data.workers import run_workers
 from promptmeup.errors import ConfigError, ShardError
-from promptmeup.records import Batch
+from promptmeup.records import Batch, Substitute
 
-
-class DataConfig(Config):
-    """What is read, and how."""
-
-    train: Path
-    """packed split to train on"""
-    val: Path | None = None
-    """packed split for retrieval during training; none is run without it"""
-    pairs: PairFilter = "all"
-    """train on every pair, or on those whose caption belongs to the image"""
-    labels: str | None = None
-    """folder of soft labels under train/labels, named by the fingerprint of its prompt bank"""
-    min_confidence: float = Field(default=0.2, ge=0, le=1)
-    """soft labels whose largest probability is below this do not count"""
-    max_objects: int = Field(default=3, ge=1, le=64)
-    """M, objects per image; those with the largest score x area come first"""
-    max_tokens: int = Field(default=40, ge=8, le=512)
-    """longer captions are cut"""
-    image: ImageConfig = ImageConfig()
-    window: int = Field(default=8, ge=1)
-    """shards permuted together: larger mixes better, smaller reads more locally"""
-    workers: int = Field(default=1, ge=0, le=128)
-    """processes that read and decode for each rank; 0 does it in the training process"""
-    prefetch: int = Field(default=2, ge=1, le=64)
-    """batches each worker keeps ready"""
-
-
-def training_order(split: PackedSplit, *, seed: int, window: int, pairs: PairFilter) -> Order:
-    """Return the order in which the pairs of `split` are trained on.
-
-    Raises:
-        ShardError: the split has no such pair.
-    """
-    keep_N = split.matched() if pairs == "matched" else None
-    if not (split.manifest.pairs if keep_N is None else keep_N.any()):
-        raise ShardError(
-            f"{split.folder} has {split.manifest.pairs} pairs, {split.manifest.matched_pairs} of them "
-            f"matched; data.pairs={pairs} leaves none: choose another split or filter"
-        )
-    return Order(
-        split.shard_pairs,
-        split.pairs["image_id"],
-        corpus=split.manifest.fingerprint,
-        seed=seed,
-        window=window,
-        pairs=pairs,
-        keep_N=keep_N,
-    )
+SUBSTITUTES = 16
+"""Pairs tried in place of a damaged one before the shards are given up."""
 
 
 @dataclass(frozen=True)
 class _PairMaker:
     """Makes the batch of a slice of the order."""
 
-    split: PackedSplit
-    labels: LabelReader | None
+    sources: Sources
     config: DataConfig
     tokenizer: TextTokenizer
     mean: tuple[float, ...]
     std: tuple[float, ...]
     seed: int
+    finish: bool
+    """whether colours are changed and normalised here, and not later on the device"""
 
-    def example(self, position: int, row: int) -> Example:
-        """Read pair `row`; the chance in its augmentation depends on its `position` in the order."""
-        pair = self.split.pairs[row]
-        sample = int(pair["sample"])
-        record = self.split.read_json(sample)
-        image_CHW = read_pixels(self.split, sample)
+    def example(self, position: int, row: int, stored: Stored) -> Example:
+        """Return pair `row`, augmented; the chance in it depends on its `position` in the order.
+
+        Raises:
+            ShardError: the photo cannot be decoded, or it is another one than the index says.
+        """
+        number, own_row = self.sources.find(row)
+        split, pair = self.sources.splits[number], self.sources.splits[number].pairs[own_row]
+        sample, record = stored.sample, stored.record
+        image_CHW = decoded(split, stored)
         boxes_M4 = np.array(
             [[box["x0"], box["y0"], box["x1"], box["y1"]] for box in record["boxes"]], dtype=np.float32
         ).reshape(-1, 4)
@@ -98,70 +57,115 @@ class _PairMaker:
         random = np.random.Generator(generator("augment", self.seed, position))
         view = draw_view(image_CHW.shape[1], image_CHW.shape[2], config, random)
         image_CSS, fractions_M4 = apply_view(image_CHW, boxes_M4, view, size=config.size)
+        labels = self.sources.labels[number] if self.sources.labels else None
         return Example(
             key=record["key"],
             image_id=int(pair["image_id"]),
             caption_id=int(pair["caption_id"]),
             text=record["captions"][int(pair["caption"])]["text"],
-            image_CSS=jitter(image_CSS, config.color_jitter, random),
+            image_CSS=image_CSS,
+            color_3=draw_color(config.color_jitter, random),
             boxes_M4=fractions_M4,
-            object_labels=self.labels.objects(sample) if self.labels else None,
-            image_label=self.labels.image(sample) if self.labels else None,
+            object_labels=labels.objects(sample) if labels else None,
+            image_label=labels.image(sample) if labels else None,
+        )
+
+    def read(self, rows: NDArray[np.int64]) -> list[Stored | DamagedSampleError]:
+        """Read the samples of pair rows, in order."""
+        found = [self.sources.find(row) for row in rows.tolist()]
+        numbers = np.array([number for number, _ in found])
+        stored: list[Stored | DamagedSampleError] = [None] * len(found)  # type: ignore[list-item]
+        for number, split in enumerate(self.sources.splits):
+            places = np.flatnonzero(numbers == number)
+            own_rows = np.array([found[place][1] for place in places], dtype=np.int64)
+            samples = split.pairs["sample"][own_rows]
+            for place, sample in zip(
+                places.tolist(), split.read(samples, checksums=self.config.checksums), strict=True
+            ):
+                stored[place] = sample
+        return stored
+
+    def made(
+        self, position: int, row: int, stored: Stored | DamagedSampleError
+    ) -> Example | DamagedSampleError:
+        """Return the example, or what is wrong with it."""
+        if isinstance(stored, DamagedSampleError):
+            return stored
+        try:
+            return self.example(position, row, stored)
+        except DamagedSampleError as error:
+            return error
+
+    def substitute(self, position: int, damage: DamagedSampleError) -> tuple[Example, Substitute]:
+        """Return another pair for the slot at `position`: the same one on any number of ranks and workers."""
+        for attempt in range(SUBSTITUTES):
+            row = self.sources.stream.substitute(position, attempt)
+            example = self.made(position, row, *self.read(np.array([row])))
+            if isinstance(example, Example):
+                return example, Substitute(
+                    position, damage.shard, damage.key, damage.offset, damage.reason, example.key
+                )
+        raise ShardError(
+            f"{damage}. {SUBSTITUTES} pairs that were to take its place are damaged too: run shards/verify.py, "
+            "restore the shards that it names, then start the same command again"
         )
 
     def __call__(self, item: tuple[int, NDArray[np.int64]]) -> Batch:
         start, rows = item
-        return collate(
-            [self.example(start + i, int(row)) for i, row in enumerate(rows)],
+        examples, substitutes = [], []
+        for i, (row, stored) in enumerate(zip(rows.tolist(), self.read(rows), strict=True)):
+            example = self.made(start + i, row, stored)
+            if isinstance(example, DamagedSampleError):
+                example, substitute = self.substitute(start + i, example)
+                substitutes.append(substitute)
+            examples.append(example)
+        batch = collate(
+            examples,
             tokenizer=self.tokenizer,
             max_tokens=self.config.max_tokens,
             max_objects=self.config.max_objects,
-            mean=self.mean,
-            std=self.std,
             min_confidence=self.config.min_confidence,
+            substitutes=tuple(substitutes),
         )
+        return finish_images(batch, mean=self.mean, std=self.std) if self.finish else batch
 
 
-def read_pixels(split: PackedSplit, sample: int) -> torch.Tensor:
-    """Return the stored image of a sample as uint8 RGB [3, height, width].
+def decoded(split: PackedSplit, stored: Stored) -> torch.Tensor:
+    """Return the image of a sample as uint8 RGB [3, height, width].
 
     Raises:
-        ShardError: it cannot be read or decoded.
+        DamagedSampleError: it cannot be decoded.
+        ShardError: its whole shard was changed.
     """
     try:
-        return decode(split.read_image(sample))
+        return decode(stored.image)
     except ValueError as error:
-        raise ShardError(
-            f"{split.where(sample)}: {error}; run shards/verify.py, then restore the shard"
-        ) from error
+        raise split.damaged(stored.sample, str(error)) from error
 
 
 def rank_slices(
-    order: Order, *, start_pairs: int, global_batch: int, rank: int, size: int
+    stream: Stream, *, start_pairs: int, global_batch: int, rank: int, size: int
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yield position and rows of this rank's part of every global batch from `start_pairs` on, for ever."""
     local = global_batch // size
     start = start_pairs + rank * local
     while True:
-        yield start, order.rows(start, start + local)
+        yield start, stream.rows(start, start + local)
         start += global_batch
 
 
 def train_batches(
-    split: PackedSplit,
-    order: Order,
+    sources: Sources,
     *,
     config: DataConfig,
     tokenizer: TextTokenizer,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    seed: int,
     start_pairs: int,
     global_batch: int,
     rank: int,
     size: int,
-    labels: LabelReader | None = None,
-    pin_memory: bool = False,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
     """Return the endless batches of rank `rank` of `size`, from pair `start_pairs` of the order on.
 
@@ -171,12 +175,12 @@ def train_batches(
 
     Args:
         mean, std: of the vision encoder, by channel, for pixels in [0, 1].
-        seed: of the augmentation.
         start_pairs: pairs consumed so far by all ranks together (`RunState.pairs`).
+        device: where the batches are wanted; on a GPU, colours are changed and normalised there.
 
     Raises:
         ConfigError: `global_batch` does not divide evenly over the ranks.
-        ShardError: while iterating; a sample cannot be read.
+        ShardError: while iterating; a shard cannot be read, or too many samples are damaged.
     """
     if global_batch % size or global_batch < size:
         lower, upper = global_batch // size * size, -(-global_batch // size) * size
@@ -184,6 +188,13 @@ def train_batches(
             f"a global batch of {global_batch} pairs does not divide over {size} ranks; "
             f"use {f'{lower} or {upper}' if lower else upper}, or another number of ranks"
         )
-    make = _PairMaker(split, labels, config, tokenizer, mean, std, seed)
-    slices = rank_slices(order, start_pairs=start_pairs, global_batch=global_batch, rank=rank, size=size)
-    return run_workers(make, slices, workers=config.workers, prefetch=config.prefetch, pin_memory=pin_memory)
+    device = device or torch.device("cpu")
+    on_gpu = device.type != "cpu"
+    make = _PairMaker(sources, config, tokenizer, mean, std, sources.seed, finish=not on_gpu)
+    slices = rank_slices(
+        sources.stream, start_pairs=start_pairs, global_batch=global_batch, rank=rank, size=size
+    )
+    batches = run_workers(
+        make, slices, workers=config.workers, prefetch=config.prefetch, pin_memory=device.type == "cuda"
+    )
+    return on_device(batches, device, mean=mean, std=std) if on_gpu else batches

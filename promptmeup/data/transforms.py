@@ -1,13 +1,13 @@
 """From JPEG bytes to a square image, and its boxes with it.
 
 A `View` is the part of an image that is looked at, mirrored or not; `apply_view` takes image and boxes
-through the same view, so that they cannot come apart. Chance enters only in `draw_view` and `jitter`,
+through the same view, so that they cannot come apart. Chance enters only in `draw_view` and `draw_color`,
 through a generator that the caller seeds for each pair: workers and ranks have no influence on it.
 """
 
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode
 
 from promptmeup.config import Config
+from promptmeup.records import Batch
 
 
 class ImageConfig(Config):
@@ -58,7 +59,10 @@ class View:
     flip: bool = False
 
 
-def decode(data: bytes) -> Tensor:
+GRAY = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision
+
+
+def decode(data: bytes | memoryview) -> Tensor:
     """Decode an image file to uint8 RGB [3, height, width].
 
     Raises:
@@ -142,19 +146,42 @@ def has_area(boxes_M4: NDArray[np.float32]) -> NDArray[np.bool_]:
     return result
 
 
-def jitter(image_CSS: Tensor, amount: float, random: np.random.Generator) -> Tensor:
-    """Change brightness, contrast and saturation by factors drawn from [1 - amount, 1 + amount]."""
-    if amount == 0:
-        return image_CSS
-    brightness, contrast, saturation = random.uniform(1 - amount, 1 + amount, size=3).tolist()
-    image_CSS = TF.adjust_brightness(image_CSS, brightness)
-    image_CSS = TF.adjust_contrast(image_CSS, contrast)
-    result: Tensor = TF.adjust_saturation(image_CSS, saturation)
-    return result
+def draw_color(amount: float, random: np.random.Generator) -> NDArray[np.float32]:
+    """Return factors [3] of brightness, contrast and saturation, drawn from [1 - amount, 1 + amount]."""
+    return random.uniform(1 - amount, 1 + amount, size=3).astype(np.float32)
+
+
+def change_color(images_BCSS: Tensor, factors_B3: Tensor) -> Tensor:
+    """Return float32 images with brightness, contrast and saturation changed, clipped to [0, 255] at the end.
+
+    As torchvision's `adjust_brightness`, `adjust_contrast` and `adjust_saturation` one after the other, but for
+    all images at once and without rounding and clipping in between: with b, c, s the factors, g(x) the gray
+    of a pixel and m the mean gray of the image,
+
+        cb (s x + (1 - s) g(x)) + (1 - c) b m
+    """
+    brightness, contrast, saturation = (factors_B3[:, i, None, None, None] for i in range(3))
+    images_BCSS = images_BCSS.float()
+    weights_C11 = torch.tensor(GRAY, device=images_BCSS.device).view(-1, 1, 1)
+    gray_B1SS = (images_BCSS * weights_C11).sum(1, keepdim=True)
+    mean_B111 = gray_B1SS.mean((2, 3), keepdim=True)
+    scale = contrast * brightness
+    changed_BCSS = images_BCSS * (scale * saturation)
+    changed_BCSS += gray_B1SS.mul_(scale * (1 - saturation)).add_((1 - contrast) * brightness * mean_B111)
+    return changed_BCSS.clamp_(0, 255)
+
+
+def finish_images(batch: Batch, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Batch:
+    """Return the batch with its uint8 photos coloured by `color_B3` and normalised: float32, on their device."""
+    images_BCSS = batch.images_BCSS
+    if batch.color_B3 is not None:
+        images_BCSS = change_color(images_BCSS, batch.color_B3)
+    return replace(batch, images_BCSS=normalise(images_BCSS, mean=mean, std=std), color_B3=None)
 
 
 def normalise(images_BCSS: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Return uint8 images as float32, shifted and scaled by channel; `mean` and `std` are for [0, 1]."""
-    mean_C11 = torch.tensor(mean).view(-1, 1, 1) * 255
-    std_C11 = torch.tensor(std).view(-1, 1, 1) * 255
-    return images_BCSS.float().sub_(mean_C11).div_(std_C11)
+    mean_C11, std_C11 = (
+        torch.tensor(value, device=images_BCSS.device).view(-1, 1, 1) * 255 for value in (mean, std)
+    )
+    return (images_BCSS.float() - mean_C11).div_(std_C11)

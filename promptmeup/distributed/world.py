@@ -36,13 +36,18 @@ def say(world: World, *values: object) -> None:
         print(*values, flush=True)
 
 
+def highest(value: float, world: World) -> float:
+    """Return on every rank the largest `value` of all; every rank must call it."""
+    if world.size == 1:
+        return value
+    found = torch.tensor(float(value), device=world.device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return float(found.item())
+
+
 def agree(flag: bool, world: World) -> bool:
     """Return on every rank whether `flag` is true on any; every rank must call it."""
-    if world.size == 1:
-        return flag
-    raised = torch.tensor(int(flag), device=world.device)
-    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-    return bool(raised.item())
+    return bool(highest(flag, world))
 
 
 def barrier(world: World) -> None:
@@ -163,11 +168,15 @@ def share_cores(world: World) -> None:
     ranks on two cores lose more than half of their speed.
     """
     if world.device.type == "cpu" and world.size > 1 and "OMP_NUM_THREADS" not in os.environ:
-        # torchrun says LOCAL_WORLD_SIZE, deepspeed LOCAL_SIZE, srun SLURM_NTASKS_PER_NODE
-        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
-        given = [os.environ[name] for name in names if os.environ.get(name, "").isdecimal()]
-        on_node = int(given[0]) if given else world.size
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // on_node))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_on_node(world)))
+
+
+def ranks_on_node(world: World) -> int:
+    """Return how many ranks this node has, as far as the launcher says; else all."""
+    # torchrun says LOCAL_WORLD_SIZE, deepspeed LOCAL_SIZE, srun SLURM_NTASKS_PER_NODE
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
+    given = [os.environ[name] for name in names if os.environ.get(name, "").isdecimal()]
+    return int(given[0]) if given else world.size
 
 
 def leave() -> None:

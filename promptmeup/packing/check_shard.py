@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,17 +125,20 @@ def check_shard(
             decoded += decode
             record = _check_sample(key, image, text, jpeg, record_text, wrong, decode=decode)
             place = (image.offset_data, image.size, text.offset_data, text.size)
+            sums = (crc32(jpeg), crc32(record_text))
             boxes = len(record.boxes) if record else 0
             image_id = key_id(key) if KEY_PATTERN.fullmatch(key) else 0
-            index.append((0, row, *place, boxes, num_boxes, image_id))
+            index.append((0, row, *place, *sums, boxes, num_boxes, image_id))
             num_boxes += boxes
             bytes_ids.append(_hash(jpeg))
             for position, caption in enumerate(record.captions if record else ()):
                 pairs.append((row, position, image_id, key_id(caption.image_key)))
                 caption_ids.append(_hash(caption.id.encode()))
-        numbers, said = (len(index), len(pairs), num_boxes), (entry.samples, entry.pairs, entry.boxes)
+        matched = sum(image_id == caption_id for *_, image_id, caption_id in pairs)
+        numbers = (len(index), len(pairs), matched, num_boxes)
+        said = (entry.samples, entry.pairs, entry.matched_pairs, entry.boxes)
         if numbers != said:
-            wrong("counts", f"{numbers} samples, pairs and boxes, the manifest says {said}")
+            wrong("counts", f"{numbers} samples, pairs, matched pairs and boxes, the manifest says {said}")
     count(1)
     return entry.name, Contents(
         findings,

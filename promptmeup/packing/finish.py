@@ -10,7 +10,13 @@ from promptmeup.packing.parts import read_part
 from promptmeup.packing.rejects import BOX_REASONS, Books, read_rejects, write_rejects
 from promptmeup.packing.writer import ShardContents, write_index
 from promptmeup.records import Reject
-from promptmeup.shard_format import Manifest, corpus_fingerprint, write_atomically, write_manifest
+from promptmeup.shard_format import (
+    Manifest,
+    corpus_fingerprint,
+    table_hashes,
+    write_atomically,
+    write_manifest,
+)
 
 
 @dataclass(frozen=True)
@@ -52,15 +58,15 @@ def finish_split(
         write_atomically(folder / "entities.tsv", gathered.vocabulary.tsv().encode())
     write_rejects(folder / "rejects.jsonl", rejects)
     shards = tuple(contents.entry for contents in gathered.contents)
-    pairs = [contents.pairs for contents in gathered.contents]
     manifest = Manifest(
         split=folder.name,
         shards=shards,
         fingerprint=corpus_fingerprint(shards),
         samples=sum(entry.samples for entry in shards),
         pairs=sum(entry.pairs for entry in shards),
-        matched_pairs=sum(int((rows["image_id"] == rows["caption_id"]).sum()) for rows in pairs),
+        matched_pairs=sum(entry.matched_pairs for entry in shards),
         rejects=dict(books.pairs),
+        tables=table_hashes(folder),
         packed_with=packed_with,
     )
     write_manifest(folder, manifest)

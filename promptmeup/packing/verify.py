@@ -25,6 +25,7 @@ from promptmeup.shard_format import (
     label_file,
     read_label_manifest,
     read_manifest,
+    table_hashes,
 )
 
 SHOWN = 20
@@ -128,11 +129,17 @@ def _check_split(folder: Path, manifest: Manifest, shards: Sequence[Contents]) -
     here = str(folder / "manifest.json")
     if manifest.fingerprint != corpus_fingerprint(manifest.shards):
         findings.append(Finding("manifest", "the fingerprint is not that of the shards listed", here))
-    for name in ("samples", "pairs"):
+    for name in ("samples", "pairs", "matched_pairs"):
         total = sum(getattr(entry, name) for entry in manifest.shards)
         if getattr(manifest, name) != total:
             detail = f"{name} = {getattr(manifest, name)}, the shards listed have {total}"
             findings.append(Finding("manifest", detail, here))
+    found = table_hashes(folder)
+    findings += [
+        Finding("table", "is not as the manifest says: changed, or not copied whole", str(folder / name))
+        for name, sha256 in manifest.tables.items()
+        if name in found and found[name] != sha256
+    ]
     listed = {entry.name for entry in manifest.shards}
     findings += [
         Finding("stray_file", "is not in the manifest; readers by pattern would read it", str(path))

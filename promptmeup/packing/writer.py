@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,20 +86,19 @@ def read_shard(path: Path) -> ShardContents:
         for row, (image, text) in enumerate(zip(members[::2], members[1::2], strict=True)):
             key = image.name.removesuffix(IMAGE_SUFFIX)
             assert (image.name, text.name) == (key + IMAGE_SUFFIX, key + JSON_SUFFIX), (path, image, text)
-            content = tar.extractfile(text)
-            assert content is not None
-            record = json.load(content)
+            jpeg, content = (tar.extractfile(member).read() for member in (image, text))  # type: ignore[union-attr]
+            record = json.loads(content)
             boxes, image_id = len(record["boxes"]), key_id(key)
-            place = (image.offset_data, image.size, text.offset_data, text.size)
+            place = (image.offset_data, image.size, text.offset_data, text.size, crc32(jpeg), crc32(content))
             rows.append((0, row, *place, boxes, num_boxes, image_id))
             pairs += [
                 (row, position, image_id, key_id(caption["image_key"]))
                 for position, caption in enumerate(record["captions"])
             ]
             num_boxes += boxes
-    entry = ShardEntry(
-        path.name, len(rows), len(pairs), num_boxes, path.stat().st_size, sha256=file_sha256(path)
-    )
+    matched = sum(image_id == caption_id for *_, image_id, caption_id in pairs)
+    counts = len(rows), len(pairs), matched, num_boxes
+    entry = ShardEntry(path.name, *counts, path.stat().st_size, file_sha256(path))
     return ShardContents(entry, np.array(rows, dtype=INDEX_DTYPE), np.array(pairs, dtype=PAIR_DTYPE))
 
 

@@ -50,7 +50,7 @@ def find_latest(run: Path, *, world: World) -> tuple[str, RunState] | None:
     return broadcast_object(found, world)
 
 
-def resume(engine: Any, *, run: Path, order: str, world: World) -> RunState | None:
+def resume(engine: Any, *, run: Path, order: dict[str, int | str], world: World) -> RunState | None:
     """Load the latest checkpoint into `engine` and return its state; None where there is none. Collective.
 
     Raises:
@@ -61,9 +61,16 @@ def resume(engine: Any, *, run: Path, order: str, world: World) -> RunState | No
         return None
     tag, state = found
     if state.order != order:
+        names = dict.fromkeys([*state.order, *order])
+        changed = [
+            f"{name} was {state.order.get(name)!r} and is {order.get(name)!r}"
+            for name in names
+            if state.order.get(name) != order.get(name)
+        ]
         raise CheckpointError(
-            f"{run} was trained on the data order {state.order}, this configuration gives {order}: the corpus, "
-            "the seed or the data settings changed; choose another out=, or restore them"
+            f"{run} was trained on another data order: {'; '.join(changed)} (fingerprint: the packed corpus; "
+            "window, pairs, blend: of data; order_version: of this program). Restore what changed, or choose another "
+            "out= to begin again"
         )
     if state.world_size != world.size:
         raise CheckpointError(

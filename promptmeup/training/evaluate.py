@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 
 from promptmeup.config import Config
-from promptmeup.data.loader import DataConfig
 from promptmeup.data.reader import PackedSplit
+from promptmeup.data.settings import DataConfig
 from promptmeup.data.text import TextTokenizer
 from promptmeup.data.transforms import ImageConfig
 from promptmeup.distributed.world import World
@@ -41,7 +41,7 @@ def evaluate(config: EvaluateConfig) -> None:
     model = load_model(config.model).to(device)
     split = PackedSplit(config.split)
     data = DataConfig(
-        train=config.split,
+        train=str(config.split),
         max_tokens=config.max_tokens,
         workers=config.workers,
         image=ImageConfig(size=model.config.vision.image_size, eval_mode=config.eval_mode),

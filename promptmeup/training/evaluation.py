@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from promptmeup.data.evaluation import CaptionBatch, ImageBatch, caption_batches, image_batches
-from promptmeup.data.loader import DataConfig
 from promptmeup.data.reader import PackedSplit
+from promptmeup.data.settings import DataConfig
 from promptmeup.data.text import TextTokenizer
 from promptmeup.distributed.collectives import gather_uneven
 from promptmeup.distributed.world import World, agree

@@ -28,7 +28,7 @@ def fit(
     total_steps: int,
     global_batch: int,
     every: Every,
-    log: Callable[[int, dict[str, float]], None],
+    log: Callable[[int, dict[str, float], float], None],
     evaluate: Callable[[], None],
     save: Callable[[], None],
     should_stop: Callable[[], bool],
@@ -36,7 +36,8 @@ def fit(
     """Train from `state.step` to `total_steps`; return False when stopped early, after saving.
 
     `step` gets a batch and the number of the update, and returns scalars on the device; they are read only
-    where a line is logged, so that a GPU is never waited for in between.
+    where a line is logged, so that a GPU is never waited for in between. `log` gets the step, its values, and
+    the seconds since the line before.
 
     Raises:
         TrainingError: the loss is not finite; nothing is saved, the last checkpoint stays.
@@ -49,7 +50,7 @@ def fit(
         data_seconds += time.perf_counter() - begin
         metrics = step(batch, state.step)
         state.step += 1
-        state.pairs += global_batch
+        state.pairs_consumed += global_batch
         is_last = state.step == total_steps
         is_stopping = should_stop()
         is_saving = is_last or is_stopping or (every.save > 0 and state.step % every.save == 0)
@@ -60,7 +61,7 @@ def fit(
             seconds = time.perf_counter() - logged_at
             values["pairs_per_second"] = (state.step - logged_step) * global_batch / seconds
             values["data_wait"] = data_seconds / seconds
-            log(state.step, values)
+            log(state.step, values, seconds)
             data_seconds, logged_step, logged_at = 0.0, state.step, time.perf_counter()
         if (is_last or (every.evaluate > 0 and state.step % every.evaluate == 0)) and not is_stopping:
             evaluate()

@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -13,11 +14,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from promptmeup.config import Config
-from promptmeup.data.loader import DataConfig, train_batches, training_order
+from promptmeup.data.damage import report_to, watched
+from promptmeup.data.loader import train_batches
 from promptmeup.data.reader import LabelReader, PackedSplit
+from promptmeup.data.settings import DataConfig
+from promptmeup.data.sources import Sources, shares_of
 from promptmeup.data.text import TextTokenizer
 from promptmeup.distributed.engine import EngineConfig, build_engine, compute_dtype, full_weights
-from promptmeup.distributed.world import World, agree, join, leave, share_cores
+from promptmeup.distributed.world import World, agree, highest, join, leave, ranks_on_node, share_cores
 from promptmeup.errors import ConfigError
 from promptmeup.losses.total import LossConfig
 from promptmeup.models.alignment import AlignmentModel, ModelConfig, build_model
@@ -34,6 +38,7 @@ from promptmeup.training.evaluation import evaluate_retrieval
 from promptmeup.training.loop import Every, fit
 from promptmeup.training.optim import OptimConfig, build_optimizer, rate_scale, set_rates
 from promptmeup.training.signals import SAVED_EXIT_CODE, StopFlag
+from promptmeup.training.stall import StallMeter
 from promptmeup.training.step import train_step
 
 
@@ -136,11 +141,9 @@ def train(config: PretrainConfig, world: World) -> bool:
     stop = StopFlag()
     torch.manual_seed(config.seed)  # every rank starts from the same random weights
 
-    split = PackedSplit(config.data.train)
-    val = PackedSplit(config.data.val) if config.data.val else None
-    labels, banks = _open_labels(config, split, world)
-    order = training_order(split, seed=config.seed, window=config.data.window, pairs=config.data.pairs)
-    total_steps = config.steps or math.ceil((config.epochs or 0) * order.num_pairs / config.global_batch)
+    sources, banks = open_sources(config, world)
+    val = PackedSplit(Path(config.data.val)) if config.data.val else None
+    stream = sources.stream
 
     hf_tokenizer = load_tokenizer(config.model.text)
     tokenizer = TextTokenizer(hf_tokenizer)
@@ -158,23 +161,30 @@ def train(config: PretrainConfig, world: World) -> bool:
         batch=config.global_batch // world.size,
         world=world,
     )
-    state = checkpoint.resume(engine, run=config.out, order=order.fingerprint, world=world) or RunState(
-        world_size=world.size, order=order.fingerprint
+    state = checkpoint.resume(engine, run=config.out, order=stream.identity, world=world) or RunState(
+        world_size=world.size, order=stream.identity
     )
+    pairs_left = (config.epochs or 0) * stream.num_pairs - state.pairs_consumed
+    total_steps = config.steps or state.step + max(0, math.ceil(pairs_left / config.global_batch))
     batches = train_batches(
-        split,
-        order,
+        sources,
         config=config.data,
         tokenizer=tokenizer,
         mean=vision.mean,
         std=vision.std,
-        seed=config.seed,
-        start_pairs=state.pairs,
+        start_pairs=state.pairs_consumed,
         global_batch=config.global_batch,
         rank=world.rank,
         size=world.size,
-        labels=labels,
-        pin_memory=world.device.type == "cuda",
+        device=world.device,
+    )
+    batches = watched(
+        batches,
+        limit=config.data.max_damaged,
+        report=report_to(config.out / "damaged.jsonl", rank=world.rank, warn=_warn),
+    )
+    stall = StallMeter(
+        workers=config.data.workers, cores=len(os.sched_getaffinity(0)), ranks=ranks_on_node(world)
     )
     measure = partial(
         evaluate_retrieval,
@@ -197,9 +207,15 @@ def train(config: PretrainConfig, world: World) -> bool:
         )
         return metrics | {"lr": torch.tensor(max(peaks) * scale)} | _gradient_norm(engine)
 
-    def log(number: int, metrics: dict[str, float]) -> None:
+    def log(number: int, metrics: dict[str, float], seconds: float) -> None:
         renamed = {"loss" if name == "loss/total" else name: value for name, value in metrics.items()}
-        tracker.step(number, renamed | {"epoch": state.pairs / order.num_pairs})
+        # the ranks wait for each other: the slowest one's data is what the world waits for
+        wait = highest(metrics["data_wait"], world)
+        epoch = state.pairs_consumed / stream.num_pairs
+        tracker.step(number, renamed | {"data_wait": wait, "epoch": epoch})
+        verdict = stall.note(wait, seconds)
+        if verdict:
+            tracker.event("stall", number, verdict=verdict)
 
     def evaluate() -> None:
         if val is None:
@@ -211,6 +227,7 @@ def train(config: PretrainConfig, world: World) -> bool:
             _export(engine, config.out / "best", model=model, tokenizer=hf_tokenizer, world=world)
 
     def save() -> None:
+        state.epoch = stream.epoch(state.pairs_consumed)
         checkpoint.save(engine, run=config.out, state=state, world=world, keep=config.keep_checkpoints)
         tracker.event("checkpoint", state.step, folder=str(config.out / "checkpoints"))
 
@@ -222,7 +239,7 @@ def train(config: PretrainConfig, world: World) -> bool:
             config=config,
             environment=environment(command=sys.argv, gpus=_gpu_names(), world_size=world.size),
             step=state.step,
-            datasets=_datasets(split, val),
+            datasets=_datasets(sources.splits, val),
         )
         engine.train()
         finished = fit(
@@ -237,6 +254,7 @@ def train(config: PretrainConfig, world: World) -> bool:
             save=save,
             should_stop=lambda: agree(bool(stop), world),
         )
+        tracker.event("stall_meter", state.step, data_wait=round(stall.share, 4), verdict=stall.verdict())
         if finished:
             _export(engine, config.out / "model", model=model, tokenizer=hf_tokenizer, world=world)
         else:
@@ -245,15 +263,21 @@ def train(config: PretrainConfig, world: World) -> bool:
     return finished
 
 
-def _open_labels(
-    config: PretrainConfig, split: PackedSplit, world: World
-) -> tuple[LabelReader | None, Banks | None]:
-    if not config.needs_labels:
-        return None, None
-    folder = choose_labels(config.data.train, config.data.labels)
-    banks = load_banks(folder, corpus=split.manifest.fingerprint)
-    on_device = Banks(banks.entities_KD.to(world.device), banks.relations_KD.to(world.device))
-    return LabelReader(folder, split), on_device
+def open_sources(config: PretrainConfig, world: World) -> tuple[Sources, Banks | None]:
+    """Open the corpora of a run, with their soft labels and the banks of these where a loss needs them."""
+    data = config.data
+    splits = [PackedSplit(Path(path)) for path in (data.train, *(part.path for part in data.blend))]
+    readers, banks = None, None
+    if config.needs_labels:
+        folders = [choose_labels(splits[0].folder, data.labels)]
+        bank = folders[0].name.rsplit("-", 1)[0]
+        for split in splits[1:]:
+            folders.append(choose_labels(split.folder, f"{bank}-{split.manifest.fingerprint[:8]}"))
+        found = load_banks(folders[0], corpus=splits[0].manifest.fingerprint)
+        banks = Banks(found.entities_KD.to(world.device), found.relations_KD.to(world.device))
+        readers = tuple(LabelReader(folder, split) for folder, split in zip(folders, splits, strict=True))
+    shares = shares_of([part.share for part in data.blend])
+    return Sources(tuple(splits), shares, config.seed, data.window, data.pairs, readers), banks
 
 
 def build(config: PretrainConfig, banks: Banks | None) -> AlignmentModel:
@@ -287,8 +311,12 @@ def _gpu_names() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
-def _datasets(split: PackedSplit, val: PackedSplit | None) -> list[TrackedDataset]:
-    splits = [(split, "training")] + ([(val, "validation")] if val else [])
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _datasets(training: Sequence[PackedSplit], val: PackedSplit | None) -> list[TrackedDataset]:
+    splits = [(split, "training") for split in training] + ([(val, "validation")] if val else [])
     return [
         TrackedDataset(
             name=os.path.join(*packed.folder.parts[-2:]),

@@ -62,7 +62,16 @@ def write_split(folder: Path, *, samples: int) -> Path:
         shards.append(read_shard(path))
     write_index(folder, shards)
     entries = tuple(shard.entry for shard in shards)
-    manifest = sf.Manifest("train", entries, sf.corpus_fingerprint(entries), samples, samples, samples, {})
+    manifest = sf.Manifest(
+        "train",
+        entries,
+        sf.corpus_fingerprint(entries),
+        samples,
+        samples,
+        samples,
+        {},
+        sf.table_hashes(folder),
+    )
     sf.write_manifest(folder, manifest)
     return folder
 

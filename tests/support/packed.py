@@ -5,6 +5,7 @@ import json
 import tarfile
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -142,12 +143,13 @@ def write_packed_split(
                 text = json.dumps(record, sort_keys=True, ensure_ascii=False).encode()
                 places = _add(tar, keys[i] + sf.IMAGE_SUFFIX, jpeg), _add(tar, keys[i] + sf.JSON_SUFFIX, text)
                 image_id = sf.key_id(keys[i])
-                extents = places[0], len(jpeg), places[1], len(text)
+                extents = places[0], len(jpeg), places[1], len(text), crc32(jpeg), crc32(text)
                 index.append((shard, row, *extents, len(boxes[i]), box_start, image_id))
                 box_start += len(boxes[i])
                 for position, caption in enumerate(captions):
                     pairs.append((i, position, image_id, sf.key_id(caption["image_key"])))
-        counts = len(members), len(pairs) - first_pair, box_start
+        matched = sum(pair[2] == pair[3] for pair in pairs[first_pair:])
+        counts = len(members), len(pairs) - first_pair, matched, box_start
         shards.append(sf.ShardEntry(path.name, *counts, path.stat().st_size, sf.file_sha256(path)))
     sf.write_array(folder / "index.npy", np.array(index, dtype=sf.INDEX_DTYPE))
     sf.write_array(folder / "pairs.npy", np.array(pairs, dtype=sf.PAIR_DTYPE))
@@ -159,6 +161,7 @@ def write_packed_split(
         pairs=len(pairs),
         matched_pairs=sum(pair[2] == pair[3] for pair in pairs),
         rejects={},
+        tables=sf.table_hashes(folder),
         packed_with={"photos": {}, "boxes": {}, "entities": None},
     )
     sf.write_manifest(folder, manifest)

@@ -19,6 +19,7 @@ def make_example(boxes, *, label_probs=None, image_probs=None, text="a dog", key
         caption_id=1,
         text=text,
         image_CSS=torch.full((3, 8, 8), 100, dtype=torch.uint8),
+        color_3=np.ones(3, dtype=np.float32),
         boxes_M4=np.array(boxes, dtype=np.float32).reshape(-1, 4),
         object_labels=labels,
         image_label=image_label,
@@ -31,8 +32,6 @@ def make_batch(tokenizer, examples, max_objects=2, min_confidence=0.2):
         tokenizer=tokenizer,
         max_tokens=16,
         max_objects=max_objects,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
         min_confidence=min_confidence,
     )
 
@@ -52,8 +51,9 @@ def test_boxes_are_padded_and_the_first_are_taken(tokenizer):
 
 def test_identities_and_pixels(tokenizer):
     batch = make_batch(tokenizer, [make_example([], key="ff" * 8, text="a cat"), make_example([])][1:])
-    assert batch.images_BCSS.dtype == torch.float32
-    assert torch.allclose(batch.images_BCSS, torch.tensor(100 / 255))
+    assert batch.images_BCSS.dtype == torch.uint8
+    assert (batch.images_BCSS == 100).all()
+    assert batch.color_B3 is None  # nothing is left to be done
     assert batch.image_ids_B.tolist() == [0xAA]
     assert batch.caption_ids_B.tolist() == [1]
     assert batch.keys == ("00000000000000aa",)

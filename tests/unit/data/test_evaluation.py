@@ -5,14 +5,16 @@ import pytest
 import torch
 
 from promptmeup.data.evaluation import caption_batches, image_batches, rank_part
-from promptmeup.data.loader import DataConfig
+from promptmeup.data.settings import DataConfig
 from promptmeup.data.transforms import ImageConfig, decode
 
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
 def make_config(split, workers=0, **image):
-    return DataConfig(train=split.folder, image=ImageConfig(size=32, **image), workers=workers, max_tokens=24)
+    return DataConfig(
+        train=str(split.folder), image=ImageConfig(size=32, **image), workers=workers, max_tokens=24
+    )
 
 
 @pytest.mark.parametrize(("size", "workers"), [(1, 0), (3, 0), (2, 2), (16, 0)])

@@ -5,9 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +14,10 @@ from torch import multiprocessing
 
 from promptmeup import config as configuration
 from promptmeup import shard_format as sf
-from promptmeup.data.loader import DataConfig, train_batches, training_order
-from promptmeup.data.reader import LabelReader, PackedSplit
+from promptmeup.data.loader import train_batches
+from promptmeup.data.reader import DamagedSampleError, LabelReader, PackedSplit
+from promptmeup.data.settings import DataConfig
+from promptmeup.data.sources import single, training_order
 from promptmeup.data.transforms import ImageConfig
 from promptmeup.errors import ConfigError, ShardError
 from promptmeup.records import Batch, SoftLabels
@@ -29,24 +30,24 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 def make_config(split, *, workers=0, **values):
     image = ImageConfig(size=32, **values.pop("image", {}))
-    return DataConfig(train=split.folder, image=image, workers=workers, window=2, max_tokens=24, **values)
+    return DataConfig(
+        train=str(split.folder), image=image, workers=workers, window=2, max_tokens=24, **values
+    )
 
 
 def batches(split, tokenizer, *, start=0, global_batch=8, rank=0, size=1, labels=True, seed=1, **values):
     config = make_config(split, **values)
+    reader = LabelReader(sf.labels_folder(split.folder, "bank"), split) if labels else None
     return train_batches(
-        split,
-        training_order(split, seed=seed, window=config.window, pairs=config.pairs),
+        single(split, seed=seed, window=config.window, pairs=config.pairs, labels=reader),
         config=config,
         tokenizer=tokenizer,
         mean=MEAN,
         std=STD,
-        seed=seed,
         start_pairs=start,
         global_batch=global_batch,
         rank=rank,
         size=size,
-        labels=LabelReader(sf.labels_folder(split.folder, "bank"), split) if labels else None,
     )
 
 
@@ -175,22 +176,107 @@ def test_uneven_global_batch_is_refused_at_once(split, tokenizer):
 
 def test_split_without_matched_pairs_is_refused(split_folder, tmp_path):
     split = PackedSplit(shutil.copytree(split_folder, tmp_path / "train"))
-    split.pairs = split.pairs[~split.matched()]
+    split.manifest = replace(
+        split.manifest, shards=tuple(replace(entry, matched_pairs=0) for entry in split.manifest.shards)
+    )
     with pytest.raises(ShardError, match=r"data.pairs=matched leaves none"):
         training_order(split, seed=0, window=1, pairs="matched")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_damaged_image_is_named_without_a_traceback(split_folder, tmp_path, tokenizer, workers):
-    folder = shutil.copytree(split_folder, tmp_path / "train")
-    split = PackedSplit(folder)
-    with (folder / "shard-000001.tar").open("r+b") as file:
-        file.seek(int(split.index[5]["image_offset"]))
+def damaged_split(split_folder, folder, *, sample=5):
+    """A copy of the split in which a photo is overwritten; what is beside it says when it was."""
+    split = PackedSplit(shutil.copytree(split_folder, folder))
+    row = split.index[sample]
+    path = split.folder / split.manifest.shards[row["shard"]].name
+    with path.open("r+b") as file:
+        file.seek(int(row["image_offset"]) + 300)
+        file.write(b"\0" * 50)
+    os.utime(path, ns=(0, 0))  # long before the run
+    return PackedSplit(split.folder), sf.key_of(int(row["image_id"])), path
+
+
+@pytest.mark.parametrize(("size", "workers"), [(1, 0), (1, 3), (2, 1), (4, 0)])
+def test_damaged_samples_are_replaced_and_nothing_else_changes(
+    split_folder, tmp_path, tokenizer, reference, size, workers
+):
+    split, key, path = damaged_split(split_folder, tmp_path / "train")
+    ranks = [batches(split, tokenizer, rank=r, size=size, workers=workers) for r in range(size)]
+    alone = batches(split, tokenizer)
+    found = []
+    for k, whole in enumerate(reference[:5]):
+        parts = [next(rank) for rank in ranks]
+        assert_same(parts, next(alone))  # the substitutes too are the same on any number of ranks
+        keys = [key for part in parts for key in part.keys]
+        substitutes = {s.position - 8 * k: s for part in parts for s in part.substitutes}
+        assert [i for i, own in enumerate(whole.keys) if own == key] == sorted(substitutes)
+        assert all(keys[i] == own for i, own in enumerate(whole.keys) if own != key)
+        assert all(keys[i] == s.by != key for i, s in substitutes.items())
+        found += substitutes.values()
+    assert len(found) == 4  # an epoch has four pairs of each photo
+    offset = int(split.index[5]["image_offset"])
+    assert {(s.shard, s.key, s.offset) for s in found} == {(str(path), key, offset)}
+    assert {s.reason for s in found} == {"the CRC-32 of its bytes is not the index's"}
+
+
+def test_without_checksums_only_what_cannot_be_decoded_is_replaced(split_folder, tmp_path, tokenizer):
+    split, key, _ = damaged_split(split_folder, tmp_path / "train")
+    row = split.index[2]
+    path = split.folder / split.manifest.shards[row["shard"]].name
+    with path.open("r+b") as file:
+        file.seek(int(row["image_offset"]))
         file.write(b"\0" * 200)
-    key = split.read_json(5)["key"]
-    with pytest.raises(ShardError, match=rf"shard-000001.tar, sample 1 \(key {key}\): not") as caught:
-        list(islice(batches(split, tokenizer, workers=workers), 5))
+    os.utime(path, ns=(0, 0))
+    some = list(islice(batches(PackedSplit(split.folder), tokenizer, checksums=False), 5))
+    found = [s for batch in some for s in batch.substitutes]
+    assert {s.key for s in found} == {
+        sf.key_of(int(row["image_id"]))
+    }  # the other one is gray in places: unseen
+    assert all(s.reason.startswith("not a readable image") for s in found)
+    assert key in {k for batch in some for k in batch.keys}
+
+
+def test_damage_everywhere_ends_with_an_error(split_folder, tmp_path, tokenizer):
+    split = PackedSplit(shutil.copytree(split_folder, tmp_path / "train"))
+    for row in split.index:
+        path = split.folder / split.manifest.shards[row["shard"]].name
+        with path.open("r+b") as file:
+            file.seek(int(row["image_offset"]))
+            file.write(b"\0" * 200)
+        os.utime(path, ns=(0, 0))
+    with pytest.raises(
+        ShardError, match=r"16 pairs that were to take its place are damaged too: run shards/verify"
+    ):
+        next(batches(PackedSplit(split.folder), tokenizer))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_that_vanishes_is_named(split_folder, tmp_path, tokenizer, workers):
+    split = PackedSplit(shutil.copytree(split_folder, tmp_path / "train"))
+    running = batches(split, tokenizer, workers=workers)
+    for entry in split.manifest.shards:
+        (split.folder / entry.name).unlink()
+    with pytest.raises(
+        ShardError, match=r"cannot open .*shard-00000\d.tar: No such file .* was there when the run"
+    ):
+        list(islice(running, 5))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_that_changes_is_named_and_not_patched_up(split_folder, tmp_path, tokenizer, workers):
+    split = PackedSplit(shutil.copytree(split_folder, tmp_path / "train"))
+    running = batches(split, tokenizer, workers=workers)
+    path = split.folder / "shard-000001.tar"
+    path.write_bytes(bytes(path.stat().st_size))
+    os.utime(path, ns=(2**62, 2**62))
+    with pytest.raises(
+        ShardError, match=r"shard-000001.tar was written to after it was opened, while"
+    ) as caught:
+        list(islice(running, 5))
+    assert not isinstance(caught.value, DamagedSampleError)
     assert "Traceback" not in str(caught.value)
+    path.write_bytes(b"short")
+    with pytest.raises(ShardError, match=r"shard-000001.tar has 5 bytes, the manifest says \d+"):
+        list(islice(batches(split, tokenizer), 5))
 
 
 def test_workers_outlive_the_signals_of_a_job(split, tokenizer, reference):
@@ -242,7 +328,7 @@ def test_config_from_yaml(tmp_path):
     file = tmp_path / "data.yaml"
     file.write_text("train: packed/train\nimage: {size: 128, aspect: [0.8, 1.25], flip: 0}\nworkers: 2\n")
     config = configuration.load(DataConfig, file, ["image.eval_mode=whole", "pairs=matched"])
-    assert config.train == Path("packed/train")
+    assert config.train == "packed/train"
     assert (config.image.size, config.image.aspect, config.image.flip) == (128, (0.8, 1.25), 0)
     assert (config.image.eval_mode, config.pairs, config.workers) == ("whole", "matched", 2)
     file.write_text(configuration.dump(config))

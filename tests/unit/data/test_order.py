@@ -1,5 +1,7 @@
 """The order of pairs: a permutation each epoch, spread, local, carried over, independent of ranks."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,9 +11,14 @@ from promptmeup.data.loader import rank_slices
 from promptmeup.data.order import Order, generator, spread
 
 
-def make_order(shard_pairs, *, seed=3, window=2, per_image=2, keep=None, corpus="c0ffee", pairs="all"):
+def make_order(shard_pairs, *, seed=3, window=2, per_image=2, keep=None, fingerprint="c0ffee", pairs="all"):
     image_ids = np.arange(sum(shard_pairs)) // per_image
-    return Order(shard_pairs, image_ids, corpus=corpus, seed=seed, window=window, pairs=pairs, keep_N=keep)
+    chosen = {}
+    if keep is not None:
+        edges = np.cumsum([0, *shard_pairs])
+        kept = [int(keep[a:b].sum()) for a, b in pairwise(edges)]
+        chosen = {"keep": lambda rows: keep[rows], "kept": kept}
+    return Order(shard_pairs, image_ids, corpus=fingerprint, seed=seed, window=window, pairs=pairs, **chosen)
 
 
 shards = st.lists(st.integers(0, 12), min_size=1, max_size=7).filter(lambda counts: sum(counts) > 0)
@@ -62,7 +69,7 @@ def test_epochs_and_seeds_and_corpora_differ():
     epochs = [tuple(order.rows(e * total, (e + 1) * total)) for e in range(4)]
     others = [
         make_order(shard_pairs, seed=4),
-        make_order(shard_pairs, corpus="other"),
+        make_order(shard_pairs, fingerprint="other"),
         make_order(shard_pairs, window=3),
     ]
     epochs += [tuple(other.rows(0, total)) for other in others]
@@ -71,7 +78,7 @@ def test_epochs_and_seeds_and_corpora_differ():
 
 def test_order_is_the_recorded_one():
     # A golden value: if this fails, checkpoints would go on with other data. Raise ORDER_VERSION.
-    assert make_order([5, 7, 3]).rows(0, 15).tolist() == [12, 11, 9, 7, 5, 6, 13, 10, 14, 8, 2, 0, 4, 3, 1]
+    assert make_order([5, 7, 3]).rows(0, 15).tolist() == [0, 3, 4, 1, 2, 6, 13, 9, 10, 14, 7, 8, 11, 12, 5]
 
 
 def test_tail_is_carried_into_the_next_epoch():
@@ -123,11 +130,91 @@ def test_spread_prefers_no_part(pair):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 9}, {"corpus": "other"}, {"window": 5}, {"pairs": "matched"}], ids=str
+    "change", [{"seed": 9}, {"fingerprint": "other"}, {"window": 5}, {"pairs": "matched"}], ids=str
 )
-def test_fingerprint_names_everything_that_the_order_depends_on(change):
-    base = make_order([4, 4])
-    assert make_order([4, 4]).fingerprint == base.fingerprint
-    (name, value), fingerprint = *change.items(), make_order([4, 4], **change).fingerprint
-    assert fingerprint != base.fingerprint
-    assert f"{name}={value}" in fingerprint
+def test_identity_names_everything_that_the_order_depends_on(change):
+    base, other = make_order([4, 4]).identity, make_order([4, 4], **change).identity
+    assert make_order([4, 4]).identity == base
+    assert {name for name in base if base[name] != other[name]} == set(change)
+    assert other.items() >= change.items()
+
+
+def image_sets():
+    """Shards as lists of how many captions each image has."""
+    return st.lists(st.lists(st.integers(1, 4), min_size=6, max_size=40), min_size=1, max_size=5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(image_sets(), st.integers(0, 2**40), st.integers(1, 5), st.integers(0, 10**6))
+def test_no_image_twice_in_a_global_batch_also_across_epochs(counts, seed, window, start):
+    captions = np.concatenate(counts)
+    ids = np.repeat(np.arange(len(captions)), captions)
+    order = Order([sum(shard) for shard in counts], ids, corpus="x", seed=seed, window=window)
+    smallest = min(len(order.rows(*edges)) for edges in window_edges(order) if edges[0] < 4 * order.num_pairs)
+    # what `spread.gaps` promises: a third of the even distance of the image with the most captions
+    batch = max(1, smallest // (4 * int(captions.max())))
+    start %= batch
+    for first in range(start, 3 * order.num_pairs, batch):
+        images = ids[order.rows(first, first + batch)]
+        assert len(set(images)) == len(images)
+
+
+def window_edges(order):
+    edges, position = [0], 0
+    while position < 4 * order.num_pairs:
+        now = order.window(position)
+        while order.window(position) == now:
+            position += 1
+        edges.append(position)
+    return list(pairwise(edges))
+
+
+def test_an_image_with_many_captions_does_not_bring_the_others_together():
+    ids = np.concatenate([np.zeros(200, dtype=int), np.arange(1, 2001).repeat(2)])
+    order = Order([len(ids)], ids, corpus="x", seed=0, window=1)
+    for first in range(0, 3 * len(ids), 512):
+        images = ids[order.rows(first, first + 512)]
+        others = images[images != 0]
+        assert len(set(others)) == len(others)
+        assert np.count_nonzero(images == 0) <= 2 * 512 * 200 / len(ids)
+
+
+def test_windows_are_of_nearly_equal_size():
+    order = make_order([10] * 9, window=8)
+    assert [len(order.window_shards(k)) for k in range(4)] == [4, 5, 4, 5]
+    for epoch in range(2):
+        shards = [s for k in range(2) for s in order.window_shards(2 * epoch + k)]
+        assert sorted(shards) == list(range(9))
+
+
+def test_substitutes_come_from_the_same_window_and_from_far_away():
+    order = make_order([40] * 6, window=2)
+    for position in (0, 79, 80, 240, 300, 719):
+        shards = set(order.window_shards(order.window(position)).tolist())
+        row = int(order.rows(position, position + 1)[0])
+        tried = [order.substitute(position, attempt) for attempt in range(8)]
+        assert len(set(tried)) == 8
+        assert row not in tried
+        assert {t // 40 for t in tried} <= shards
+    near = set(order.rows(100, 120).tolist())
+    assert all(order.substitute(p, 0) not in near for p in range(100, 120))
+
+
+def test_resuming_looks_at_two_windows_alone():
+    class Watched:
+        """Image ids that remember which rows were looked at."""
+
+        def __init__(self):
+            self.seen = set()
+
+        def __len__(self):
+            return 10_000
+
+        def __getitem__(self, rows):
+            self.seen.update(rows.tolist())
+            return rows
+
+    ids = Watched()
+    order = Order([100] * 100, ids, corpus="x", seed=0, window=4)
+    order.rows(55_500, 55_550)
+    assert len(ids.seen) <= 2 * 4 * 100

@@ -11,7 +11,7 @@ import webdataset
 
 from promptmeup import shard_format as sf
 from promptmeup.data import reader
-from promptmeup.data.reader import LabelReader, PackedSplit
+from promptmeup.data.reader import DamagedSampleError, LabelReader, PackedSplit
 from promptmeup.errors import ShardError
 from tests.support.packed import write_labels, write_packed_split
 
@@ -106,7 +106,7 @@ def _remove_manifest(folder):
 
 
 def _damage_manifest(folder):
-    (folder / "manifest.json").write_text('{"schema": 1, "shards": [')
+    (folder / "manifest.json").write_text('{"schema": 2, "shards": [')
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,11 @@ def test_damage_is_named_on_opening(copy, damage, message):
 def test_damage_while_running_is_named(copy):
     split = PackedSplit(copy)
     split.read_image(0)
-    key = split.read_json(0)["key"]
     for name in ("shard-000000.tar", "shard-000001.tar"):
         os.truncate(copy / name, 100)
-    with pytest.raises(ShardError, match=rf"shard-000000.tar, sample 0 \(key {key}\): \d+ bytes expected"):
+    with pytest.raises(
+        ShardError, match=r"shard-000000.tar has 100 bytes, the manifest says .* \(0 of \d+ bytes"
+    ):
         split.read_image(0)
     (copy / "shard-000002.tar").unlink()
     with pytest.raises(ShardError, match=r"cannot open .*shard-000002.tar"):
@@ -145,8 +146,14 @@ def test_damage_while_running_is_named(copy):
 def test_shard_overwritten_at_the_same_size_is_noticed(copy):
     size = (copy / "shard-000000.tar").stat().st_size
     (copy / "shard-000000.tar").write_bytes(b"\0" * size)
-    with pytest.raises(ShardError, match=r"shard-000000.tar, sample 2 .*not JSON"):
+    with pytest.raises(
+        DamagedSampleError, match=r"shard-000000.tar, sample at byte \d+ \(key \w+\): the CRC-32"
+    ):
         PackedSplit(copy).read_json(2)
+    without = next(PackedSplit(copy).read(np.array([2]), checksums=False))
+    assert isinstance(without, DamagedSampleError)
+    assert without.reason.startswith("not JSON")
+    assert str(pickle.loads(pickle.dumps(without))) == str(without)
 
 
 def test_labels_are_those_of_the_sample(split):

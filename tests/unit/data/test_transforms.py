@@ -2,10 +2,12 @@
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms.v2.functional as TF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,13 +17,16 @@ from promptmeup.data.transforms import (
     ImageConfig,
     View,
     apply_view,
+    change_color,
     decode,
+    draw_color,
     draw_view,
     eval_view,
+    finish_images,
     has_area,
-    jitter,
     normalise,
 )
+from promptmeup.records import Batch
 
 
 def painted(height, width, box):
@@ -119,16 +124,38 @@ def test_panorama_gets_the_largest_allowed_crop():
     assert (view.height, view.width) == (50, 62)
 
 
-def test_jitter_changes_colours_a_little_and_nothing_else():
-    image, _ = painted(32, 32, (8, 8, 24, 24))
-    image = image // 2 + 40
-    assert jitter(image, 0.0, np.random.default_rng(0)) is image
-    changed = [jitter(image, 0.2, np.random.default_rng(seed)) for seed in range(20)]
-    assert len({tuple(c[:, 16, 16].tolist()) for c in changed}) > 5
-    for one in changed:
-        assert one.dtype == torch.uint8
-        assert (one.float() - image.float()).abs().max() < 0.45 * 255
-        assert len(one.flatten(1).unique(dim=1).T) == 2  # still two colours
+@pytest.mark.parametrize("amount", [0.0, 0.1, 0.25])
+def test_colours_change_as_torchvision_changes_them_one_after_the_other(amount):
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(90, 150, (4, 3, 16, 16), dtype=np.uint8))
+    factors = torch.from_numpy(np.stack([draw_color(amount, rng) for _ in range(4)]))
+    assert ((factors - 1).abs() <= amount).all()
+    expected = []
+    for image, (brightness, contrast, saturation) in zip(
+        images.double() / 255, factors.tolist(), strict=True
+    ):
+        changed = TF.adjust_brightness(image, brightness)
+        changed = TF.adjust_contrast(changed, contrast)
+        expected.append(TF.adjust_saturation(changed, saturation) * 255)
+    found = change_color(images, factors)
+    # away from black and white, where torchvision clips after each step
+    assert (found - torch.stack(expected)).abs().max() < 1e-3
+    assert found.min() >= 0 and found.max() <= 255
+
+
+def test_finishing_is_colour_and_normalisation():
+    images = torch.full((2, 3, 4, 4), 100, dtype=torch.uint8)
+    zeros = torch.zeros(2, dtype=torch.int64)
+    batch = Batch(images, zeros, zeros == 0, zeros, zeros, zeros, zeros == 0, ("a", "b"))
+    factors = torch.tensor([[1.2, 1.0, 1.0], [1.0, 0.5, 0.5]])
+    done = finish_images(replace(batch, color_B3=factors), mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    assert done.color_B3 is None
+    assert torch.allclose(
+        done.images_BCSS[0], torch.tensor(120.0), atol=0.02
+    )  # BT.601's weights sum to 0.9999
+    assert torch.allclose(done.images_BCSS[1], torch.tensor(100.0), atol=0.02)
+    plain = finish_images(batch, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert torch.equal(plain.images_BCSS, normalise(images, mean=(0.5,) * 3, std=(0.5,) * 3))
 
 
 def test_normalise():

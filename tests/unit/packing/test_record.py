@@ -87,7 +87,7 @@ def draft() -> Draft:
 def test_key_json_holds_what_the_contract_says() -> None:
     content = draft_json(draft())
     assert json.loads(content) == {
-        "schema": 1,
+        "schema": 2,
         "key": "0123456789abcdef",
         "image_path": "a.jpg",
         "width": 72,

@@ -10,8 +10,8 @@ import pytest
 import webdataset
 from webdataset import ShardWriter, TarWriter
 
-from promptmeup.data.loader import training_order
 from promptmeup.data.reader import PackedSplit
+from promptmeup.data.sources import training_order
 from promptmeup.errors import ShardError
 from promptmeup.packing.verify import verify
 from promptmeup.packing.writer import write_shard

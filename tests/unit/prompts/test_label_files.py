@@ -25,7 +25,15 @@ CONTENT = {
     for n in range(5)
 }
 SHARDS = tuple(
-    ShardEntry(name, samples=2, pairs=2, boxes=sum(len(boxes) for _, boxes in content), bytes=1, sha256="")
+    ShardEntry(
+        name,
+        samples=2,
+        pairs=2,
+        matched_pairs=2,
+        boxes=sum(len(boxes) for _, boxes in content),
+        bytes=1,
+        sha256="",
+    )
     for name, content in CONTENT.items()
 )
 
@@ -91,7 +99,7 @@ def test_a_file_with_another_number_of_rows_or_entries_is_made_again(tmp_path):
 
 
 def test_a_shard_that_does_not_fit_its_manifest_is_refused(tmp_path):
-    wrong = ShardEntry("shard-000000.tar", samples=3, pairs=3, boxes=1, bytes=1, sha256="")
+    wrong = ShardEntry("shard-000000.tar", samples=3, pairs=3, matched_pairs=3, boxes=1, bytes=1, sha256="")
     with pytest.raises(ShardError, match="holds 2 images and 1 boxes, its manifest says 3 and 1"):
         write_labels(tmp_path, [wrong], lambda e: CONTENT[e.name], ColourTeacher(), BANKS, CONFIG)
     assert list(tmp_path.iterdir()) == []

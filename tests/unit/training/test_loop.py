@@ -50,7 +50,7 @@ class Recorder:
             total_steps=total,
             global_batch=2,
             every=every,
-            log=lambda step, values: self.events.append(("log", step)),
+            log=lambda step, values, seconds: self.events.append(("log", step)),
             evaluate=note("evaluate"),
             save=note("save"),
             should_stop=lambda: self.state.step >= self.stop_at,
@@ -61,7 +61,7 @@ def test_periods_and_end() -> None:
     run = Recorder()
     assert run.fit(7, Every(log=3, evaluate=4, save=5))
     assert run.steps == list(range(7))
-    assert run.state.step == 7 and run.state.pairs == 14
+    assert run.state.step == 7 and run.state.pairs_consumed == 14
     assert run.events == [
         ("log", 1),
         ("log", 3),

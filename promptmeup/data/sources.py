@@ -1,0 +1,101 @@
+"""What a run trains on: one packed split or several, their soft labels, and the order of all their pairs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from promptmeup.data.blend import Blend
+from promptmeup.data.order import Order, Stream
+from promptmeup.data.reader import LabelReader, PackedSplit, PairFilter
+from promptmeup.errors import ShardError
+
+
+def training_order(split: PackedSplit, *, seed: int, window: int, pairs: PairFilter) -> Order:
+    """Return the order in which the pairs of `split` are trained on.
+
+    Raises:
+        ShardError: the split has no such pair.
+    """
+    shards = split.manifest.shards
+    matched = sum(entry.matched_pairs for entry in shards)
+    if not (matched if pairs == "matched" else split.manifest.pairs):
+        raise ShardError(
+            f"{split.folder} has {split.manifest.pairs} pairs, {matched} of them "
+            f"matched; data.pairs={pairs} leaves none: choose another split or filter"
+        )
+
+    def keep(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        chosen = split.pairs[rows]
+        return np.asarray(chosen["image_id"] == chosen["caption_id"])
+
+    only_matched: dict[str, Any] = {"kept": [entry.matched_pairs for entry in shards], "keep": keep}
+    return Order(
+        split.shard_pairs,
+        split.pairs["image_id"],
+        corpus=split.manifest.fingerprint,
+        seed=seed,
+        window=window,
+        pairs=pairs,
+        **(only_matched if pairs == "matched" else {}),
+    )
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The corpora of a run. Rows of the stream count on from one corpus's pairs.npy to the next."""
+
+    splits: tuple[PackedSplit, ...]
+    shares: tuple[float, ...]
+    """of the pairs, by split; sum 1"""
+    seed: int
+    window: int
+    pairs: PairFilter
+    labels: tuple[LabelReader, ...] | None = None
+    """by split"""
+
+    @cached_property
+    def orders(self) -> tuple[Order, ...]:
+        """By split."""
+        return tuple(
+            training_order(split, seed=self.seed, window=self.window, pairs=self.pairs)
+            for split in self.splits
+        )
+
+    @cached_property
+    def stream(self) -> Stream:
+        """The order of all pairs; made anew in a process that is started, shared with one that is forked."""
+        return self.orders[0] if len(self.orders) == 1 else Blend(self.orders, self.shares, seed=self.seed)
+
+    @cached_property
+    def _first_row(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *(len(split.pairs) for split in self.splits)])
+
+    def find(self, row: int) -> tuple[int, int]:
+        """Return the split that a row of the stream belongs to, and its row there."""
+        number = int(np.searchsorted(self._first_row, row, side="right")) - 1
+        return number, row - int(self._first_row[number])
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("splits", "shares", "seed", "window", "pairs", "labels")
+        return {name: getattr(self, name) for name in names}
+
+
+def single(
+    split: PackedSplit,
+    *,
+    seed: int,
+    window: int,
+    pairs: PairFilter = "all",
+    labels: LabelReader | None = None,
+) -> Sources:
+    """Return the sources that are one split."""
+    return Sources((split,), (1.0,), seed, window, pairs, (labels,) if labels else None)
+
+
+def shares_of(blend: Sequence[float]) -> tuple[float, ...]:
+    """Return all shares, the first split's included, which has what `blend` leaves."""
+    return (1 - sum(blend), *blend)
