@@ -16,6 +16,7 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,15 @@ def label_dtype(num_kept: int) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True)
+class FileEntry:
+    """A file that a manifest names, so that one that comes from elsewhere can be checked."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class ShardEntry:
     name: str
     samples: int
@@ -117,8 +127,8 @@ class Manifest:
     matched_pairs: int
     rejects: dict[str, int]
     """number by reason"""
-    tables: dict[str, str]
-    """sha256 of index.npy, pairs.npy and entities.tsv, where they are there"""
+    tables: tuple[FileEntry, ...]
+    """index.npy, pairs.npy and entities.tsv, where they are there"""
     packed_with: dict[str, Any] = field(default_factory=dict)
     """by stage (photos, boxes, entities), None where it was skipped: settings, versions, weights' hashes"""
     schema: int = SCHEMA
@@ -165,9 +175,10 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     temporary.replace(path)
 
 
-def table_hashes(folder: Path) -> dict[str, str]:
-    """Return the sha256 of each table of the split in `folder`."""
-    return {name: file_sha256(folder / name) for name in TABLES if (folder / name).exists()}
+def file_entries(folder: Path, names: Iterable[str]) -> tuple[FileEntry, ...]:
+    """Return size and hash of those files `names` of `folder` that are there."""
+    paths = [folder / name for name in names]
+    return tuple(FileEntry(p.name, p.stat().st_size, file_sha256(p)) for p in paths if p.exists())
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -205,7 +216,8 @@ def read_manifest(folder: Path) -> Manifest:
 def manifest_of(data: dict[str, Any]) -> Manifest:
     """Return the manifest that `data`, its JSON, describes."""
     shards = tuple(ShardEntry(**entry) for entry in data["shards"])
-    return Manifest(**(data | {"shards": shards}))
+    tables = tuple(FileEntry(**entry) for entry in data["tables"])
+    return Manifest(**(data | {"shards": shards, "tables": tables}))
 
 
 def labels_folder(split_folder: Path, name: str) -> Path:
@@ -243,6 +255,8 @@ class LabelManifest:
     relations: tuple[str, ...]
     made_with: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, float] = field(default_factory=dict)
+    files: tuple[FileEntry, ...] = ()
+    """every other file of the folder"""
     schema: int = SCHEMA
 
 
@@ -269,4 +283,5 @@ def read_label_manifest(folder: Path) -> LabelManifest:
             f"{path} has format version {data.get('schema')!r}, this program reads {SCHEMA}; label again"
         )
     data["entities"], data["relations"] = tuple(data["entities"]), tuple(data["relations"])
+    data["files"] = tuple(FileEntry(**entry) for entry in data["files"])
     return LabelManifest(**data)

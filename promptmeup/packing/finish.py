@@ -11,9 +11,10 @@ from promptmeup.packing.rejects import BOX_REASONS, Books, read_rejects, write_r
 from promptmeup.packing.writer import ShardContents, write_index
 from promptmeup.records import Reject
 from promptmeup.shard_format import (
+    TABLES,
     Manifest,
     corpus_fingerprint,
-    table_hashes,
+    file_entries,
     write_atomically,
     write_manifest,
 )
@@ -66,7 +67,7 @@ def finish_split(
         pairs=sum(entry.pairs for entry in shards),
         matched_pairs=sum(entry.matched_pairs for entry in shards),
         rejects=dict(books.pairs),
-        tables=table_hashes(folder),
+        tables=file_entries(folder, TABLES),
         packed_with=packed_with,
     )
     write_manifest(folder, manifest)

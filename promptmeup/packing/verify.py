@@ -16,16 +16,17 @@ from promptmeup.packing.check_shard import Contents, Finding, check_shard
 from promptmeup.packing.processes import run_processes
 from promptmeup.packing.writer import whole_index
 from promptmeup.shard_format import (
+    FileEntry,
     LabelManifest,
     Manifest,
     corpus_fingerprint,
+    file_entries,
     finished_labels,
     key_of,
     label_dtype,
     label_file,
     read_label_manifest,
     read_manifest,
-    table_hashes,
 )
 
 SHOWN = 20
@@ -134,12 +135,7 @@ def _check_split(folder: Path, manifest: Manifest, shards: Sequence[Contents]) -
         if getattr(manifest, name) != total:
             detail = f"{name} = {getattr(manifest, name)}, the shards listed have {total}"
             findings.append(Finding("manifest", detail, here))
-    found = table_hashes(folder)
-    findings += [
-        Finding("table", "is not as the manifest says: changed, or not copied whole", str(folder / name))
-        for name, sha256 in manifest.tables.items()
-        if name in found and found[name] != sha256
-    ]
+    findings += _check_files(folder, manifest.tables, "table")
     listed = {entry.name for entry in manifest.shards}
     findings += [
         Finding("stray_file", "is not in the manifest; readers by pattern would read it", str(path))
@@ -155,6 +151,19 @@ def _check_split(folder: Path, manifest: Manifest, shards: Sequence[Contents]) -
         for number, count in zip(ids[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True)
     ]
     return findings
+
+
+def _check_files(folder: Path, entries: Sequence[FileEntry], check: str) -> list[Finding]:
+    there = file_entries(folder, [entry.name for entry in entries])
+    return [
+        Finding(
+            check,
+            "is not as the manifest says: missing, changed, or not copied whole",
+            str(folder / entry.name),
+        )
+        for entry in entries
+        if entry not in there
+    ]
 
 
 def _check_array(path: Path, expected: NDArray[Any], manifest: Manifest) -> list[Finding]:
@@ -186,7 +195,7 @@ def _check_labels(folder: Path, manifest: Manifest, notes: list[str]) -> list[Fi
     if labels.corpus != manifest.fingerprint:
         notes.append(f"{folder} labels what this split was before; nothing reads it, it can be deleted")
         return []
-    findings = []
+    findings = _check_files(folder, labels.files, "labels")
     for entry in manifest.shards:
         for kind, rows in (("objects", entry.boxes), ("images", entry.samples)):
             path = label_file(folder, entry.name, kind)

@@ -19,6 +19,7 @@ from promptmeup.records import Banks
 from promptmeup.shard_format import (
     LabelManifest,
     ShardEntry,
+    file_entries,
     label_dtype,
     label_file,
     write_array,
@@ -81,6 +82,10 @@ def write_labels(
     return labelled
 
 
+LABEL_SUFFIXES = (".npy", ".safetensors")
+"""of the labels and of the banks"""
+
+
 def finish_labels(
     folder: Path,
     shards: Sequence[ShardEntry],
@@ -119,6 +124,7 @@ def finish_labels(
         relations=vocabulary.relations,
         made_with=made_with,
         statistics=found,
+        files=file_entries(folder, sorted(p.name for p in folder.iterdir() if p.suffix in LABEL_SUFFIXES)),
     )
     write_label_manifest(folder, manifest)
     return manifest

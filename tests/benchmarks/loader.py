@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,19 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torchvision.transforms.v2.functional as TF
 import webdataset
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from torchvision.io import ImageReadMode, decode_image
 from transformers import PreTrainedTokenizerFast
 
 from promptmeup import shard_format as sf
 from promptmeup.data.collate import Example, collate
-from promptmeup.data.loader import DataConfig, train_batches, training_order
-from promptmeup.data.reader import PackedSplit
+from promptmeup.data.loader import train_batches
+from promptmeup.data.reader import PackedSplit, Stored
+from promptmeup.data.settings import DataConfig
+from promptmeup.data.sources import single, training_order
 from promptmeup.data.text import TextTokenizer
-from promptmeup.data.transforms import apply_view, decode, draw_view, jitter
+from promptmeup.data.transforms import apply_view, decode, draw_color, draw_view, finish_images
 from promptmeup.packing.images import StoredImage
 from promptmeup.packing.record import Draft, draft_json
 from promptmeup.packing.writer import read_shard, write_index, write_shard
@@ -70,7 +76,7 @@ def write_split(folder: Path, *, samples: int) -> Path:
         samples,
         samples,
         {},
-        sf.table_hashes(folder),
+        sf.file_entries(folder, sf.TABLES),
     )
     sf.write_manifest(folder, manifest)
     return folder
@@ -96,11 +102,16 @@ def stock(folder: Path) -> Any:
     return webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0).shuffle(1000).to_tuple("jpg", "json")
 
 
-def read_ours(split: PackedSplit) -> int:
-    """Read every sample once in training order; return how many."""
+def read_ours(folder: Path, *, checksums: bool) -> int:
+    """Open the split and read every sample once in training order, as a loader does; return how many."""
+    split = PackedSplit(folder)
     order = training_order(split, seed=0, window=8, pairs="all")
-    rows = order.rows(0, len(split))
-    return sum(1 for row in rows if split.read_image(int(row)) and split.read_json(int(row)))
+    count = 0
+    for start in range(0, order.num_pairs, BATCH):
+        samples = split.pairs["sample"][order.rows(start, min(start + BATCH, order.num_pairs))]
+        found = split.read(samples, checksums=checksums)
+        count += sum(1 for one in found if isinstance(one, Stored) and len(one.image) and one.record)
+    return count
 
 
 def read_stock(folder: Path) -> int:
@@ -111,18 +122,72 @@ def read_stock(folder: Path) -> int:
 def load_ours(split: PackedSplit, config: DataConfig, tokens: TextTokenizer) -> Iterator[Batch]:
     """Return our loader's endless batches."""
     return train_batches(
-        split,
-        training_order(split, seed=0, window=config.window, pairs="all"),
+        single(split, seed=0, window=config.window),
         config=config,
         tokenizer=tokens,
         mean=MEAN,
         std=STD,
-        seed=0,
         start_pairs=0,
         global_batch=BATCH,
         rank=0,
         size=1,
     )
+
+
+def bare_loop(jpegs: list[bytes], config: DataConfig) -> int:
+    """Decode, crop and colour photos that are in memory already, one after the other: what nobody can avoid.
+
+    torchvision's own functions, on uint8 as long as possible; no reading, no JSON, no boxes, no text, no batch.
+    """
+    random = np.random.default_rng(0)
+    size, amount = config.image.size, config.image.color_jitter
+    mean_C11, std_C11 = (torch.tensor(value).view(-1, 1, 1) for value in (MEAN, STD))
+    for jpeg in jpegs:
+        image_CHW = decode_image(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), ImageReadMode.RGB)
+        view = draw_view(image_CHW.shape[1], image_CHW.shape[2], config.image, random)
+        place = (view.top, view.left, view.height, view.width)
+        image_CSS = TF.resized_crop(
+            image_CHW, *place, [size, size], TF.InterpolationMode.BICUBIC, antialias=True
+        )
+        if view.flip:
+            image_CSS = TF.horizontal_flip(image_CSS)
+        brightness, contrast, saturation = random.uniform(1 - amount, 1 + amount, size=3).tolist()
+        image_CSS = TF.adjust_brightness(image_CSS, brightness)
+        image_CSS = TF.adjust_contrast(image_CSS, contrast)
+        image_CSS = TF.adjust_saturation(image_CSS, saturation)
+        (image_CSS.float() / 255 - mean_C11) / std_C11
+    return len(jpegs)
+
+
+def _limit_worker(jpegs: list[bytes], config: DataConfig, orders: Any, answers: Any) -> None:
+    torch.set_num_threads(1)
+    while orders.get():
+        answers.put(bare_loop(jpegs, config))
+
+
+@contextlib.contextmanager
+def limit(split: PackedSplit, config: DataConfig) -> Iterator[Callable[[], int]]:
+    """Lend a function that runs the bare loop over every photo, on as many processes as the loader has workers."""
+    fork = multiprocessing.get_context("fork")
+    orders, answers = fork.SimpleQueue(), fork.SimpleQueue()
+    jpegs = [split.read_image(sample) for sample in range(len(split))]
+    workers = [
+        fork.Process(target=_limit_worker, args=(jpegs[n :: config.workers], config, orders, answers))
+        for n in range(config.workers)
+    ]
+    for worker in workers:
+        worker.start()
+
+    def run() -> int:
+        for _ in workers:
+            orders.put(True)
+        return sum(answers.get() for _ in workers)
+
+    yield run
+    for _ in workers:
+        orders.put(False)
+    for worker in workers:
+        worker.join()
 
 
 def load_stock(folder: Path, config: DataConfig, tokens: TextTokenizer) -> Iterator[Batch]:
@@ -142,20 +207,20 @@ def load_stock(folder: Path, config: DataConfig, tokens: TextTokenizer) -> Itera
             image_id=sf.key_id(record["key"]),
             caption_id=sf.key_id(caption["image_key"]),
             text=caption["text"],
-            image_CSS=jitter(image_CSS, config.image.color_jitter, random),
+            image_CSS=image_CSS,
+            color_3=draw_color(config.image.color_jitter, random),
             boxes_M4=fractions_M4,
         )
 
     def make(examples: list[Example]) -> Batch:
-        return collate(
+        batch = collate(
             examples,
             tokenizer=tokens,
             max_tokens=config.max_tokens,
             max_objects=config.max_objects,
-            mean=MEAN,
-            std=STD,
             min_confidence=config.min_confidence,
         )
+        return finish_images(batch, mean=MEAN, std=STD)
 
     pipeline = stock(folder).map(example).batched(BATCH, collation_fn=make).repeat()
     loader = webdataset.WebLoader(
@@ -191,43 +256,57 @@ def corpus() -> Iterator[Path]:
         yield write_split(Path(folder) / "train", samples=SAMPLES)
 
 
-def measure() -> tuple[list[harness.Row], dict[str, float]]:
-    """Time one epoch over 2000 packed photos: members alone, and whole training batches."""
-    workers = min(2, len(os.sched_getaffinity(0)))
-    tokens = tokenizer()
-    with corpus() as folder:
-        split = PackedSplit(folder)
-        config = DataConfig(train=folder, workers=workers)
-        readers = {
-            "ours": read_all(lambda: read_ours(split)),
+def timed_readers(folder: Path) -> dict[str, list[float]]:
+    """Time the opening of the corpus and the reading of every sample, without decoding, in one process."""
+    return harness.interleave(
+        {
+            "ours": read_all(lambda: read_ours(folder, checksums=False)),
+            "ours, checksums": read_all(lambda: read_ours(folder, checksums=True)),
             "webdataset": read_all(lambda: read_stock(folder)),
-        }
+        },
+        repeats=4 * REPEATS,
+    )
+
+
+def timed_loaders(folder: Path, workers: int) -> dict[str, list[float]]:
+    """Time whole training batches from `workers` processes, beside the bare loop on as many."""
+    split, tokens = PackedSplit(folder), tokenizer()
+    config = DataConfig(train=str(folder), workers=workers)
+    with limit(split, config) as bare:
         loaders = {
+            "bare decode + augment": read_all(bare),
             "ours": take_epoch(load_ours(split, config, tokens)),
             "webdataset": take_epoch(load_stock(folder, config, tokens)),
         }
-        timed = {
-            "reader": harness.interleave(readers, repeats=4 * REPEATS),
-            # the pause lets the other side's workers fill their queue and fall idle
-            "loader": harness.interleave(loaders, repeats=REPEATS, settle=0.7),
-        }
+        # the pause lets the other side's workers fill their queue and fall idle
+        return harness.interleave(loaders, repeats=REPEATS, settle=0.7)
+
+
+def measure() -> tuple[list[harness.Row], dict[str, float]]:
+    """Time one epoch over 2000 packed photos: members alone, and whole training batches."""
+    workers = min(2, len(os.sched_getaffinity(0)))
+    with corpus() as folder:
+        timed = {"read": timed_readers(folder), "batch": timed_loaders(folder, workers)}
     rows: list[harness.Row] = []
-    summary = {}
+    medians = {}
     for stage, sides in timed.items():
-        spreads = {side: harness.spread(seconds) for side, seconds in sides.items()}
-        for side, time in spreads.items():
+        for side, seconds in sides.items():
+            time = harness.spread(seconds)
+            medians[stage, side] = time.median
             rows.append(
                 {
                     "stage": stage,
                     "side": side,
-                    "workers": workers if stage == "loader" else 0,
+                    "processes": workers if stage == "batch" else 1,
                     "samples/s": SAMPLES / time.median,
                     "p25": SAMPLES / time.p75,
                     "p75": SAMPLES / time.p25,
                     "best": SAMPLES / time.min,
                 }
             )
-        summary[f"{stage}_vs_webdataset"] = spreads["webdataset"].median / spreads["ours"].median
+    summary = {f"read_vs_{peer}": medians["read", peer] / medians["read", "ours"] for peer in ("webdataset",)}
+    summary["batch_vs_limit"] = medians["batch", "bare decode + augment"] / medians["batch", "ours"]
+    summary["batch_vs_webdataset"] = medians["batch", "webdataset"] / medians["batch", "ours"]
     return rows, summary
 
 

@@ -87,9 +87,9 @@ def write_labels(folder: Path, name: str, *, seed: int) -> Path:
     entities, relations = (
         tuple(f"{kind} {i}" for i in range(n)) for kind, n in (("e", NUM_ENTITIES), ("r", NUM_RELATIONS))
     )
-    sf.write_label_manifest(
-        target, sf.LabelManifest(name, manifest.fingerprint, NUM_KEPT, entities, relations)
-    )
+    files = sf.file_entries(target, sorted(path.name for path in target.iterdir()))
+    made = sf.LabelManifest(name, manifest.fingerprint, NUM_KEPT, entities, relations, files=files)
+    sf.write_label_manifest(target, made)
     return target
 
 
@@ -161,7 +161,7 @@ def write_packed_split(
         pairs=len(pairs),
         matched_pairs=sum(pair[2] == pair[3] for pair in pairs),
         rejects={},
-        tables=sf.table_hashes(folder),
+        tables=sf.file_entries(folder, sf.TABLES),
         packed_with={"photos": {}, "boxes": {}, "entities": None},
     )
     sf.write_manifest(folder, manifest)

@@ -17,14 +17,14 @@ from promptmeup.data.transforms import (
     ImageConfig,
     View,
     apply_view,
-    change_color,
+    change_color_,
     decode,
     draw_color,
     draw_view,
     eval_view,
     finish_images,
     has_area,
-    normalise,
+    normalise_,
 )
 from promptmeup.records import Batch
 
@@ -137,7 +137,7 @@ def test_colours_change_as_torchvision_changes_them_one_after_the_other(amount):
         changed = TF.adjust_brightness(image, brightness)
         changed = TF.adjust_contrast(changed, contrast)
         expected.append(TF.adjust_saturation(changed, saturation) * 255)
-    found = change_color(images, factors)
+    found = change_color_(images.float(), factors)
     # away from black and white, where torchvision clips after each step
     assert (found - torch.stack(expected)).abs().max() < 1e-3
     assert found.min() >= 0 and found.max() <= 255
@@ -155,12 +155,12 @@ def test_finishing_is_colour_and_normalisation():
     )  # BT.601's weights sum to 0.9999
     assert torch.allclose(done.images_BCSS[1], torch.tensor(100.0), atol=0.02)
     plain = finish_images(batch, mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert torch.equal(plain.images_BCSS, normalise(images, mean=(0.5,) * 3, std=(0.5,) * 3))
+    assert torch.equal(plain.images_BCSS, normalise_(images.float(), mean=(0.5,) * 3, std=(0.5,) * 3))
 
 
 def test_normalise():
     images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
-    result = normalise(images, mean=(0.5, 0.5, 0.2), std=(0.5, 0.25, 0.1))
+    result = normalise_(images.float(), mean=(0.5, 0.5, 0.2), std=(0.5, 0.25, 0.1))
     assert torch.allclose(result.flatten(), torch.tensor([-1.0, 2.0, 0.0]), atol=1e-6)
 
 
