@@ -1,6 +1,6 @@
 """A packed split on a server (HTTP, S3, whatever fsspec knows), read whole files at a time.
 
-Nothing here or in staging.py imports torch: the process that fetches ahead has to stay small.
+Nothing here or in what uses it imports torch: the process that fetches ahead has to stay small.
 """
 
 import asyncio
@@ -17,11 +17,12 @@ from fsspec.asyn import AsyncFileSystem, sync
 from pydantic import Field
 
 from promptmeup.config import Config
+from promptmeup.data import transfers
+from promptmeup.data.transfers import NotOnServerError, TransferError, without_password
 from promptmeup.errors import ConfigError, ShardError
 
 T = TypeVar("T")
 
-CHUNK = 4 << 20  # bytes; a change of threads costs 0.1 ms, which 4 MiB hide
 LONGEST_PAUSE = 30.0  # seconds
 
 # Neither `random` nor numpy: their states belong to the training, and equal seeds on all ranks would have
@@ -55,86 +56,6 @@ def is_remote(location: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", location) is not None
 
 
-class NotOnServerError(FileNotFoundError):
-    """The server answers and says that there is no such file; asking again does not help."""
-
-
-class TransferError(Exception):
-    """An attempt failed; `final` when the next one would fail as well."""
-
-    def __init__(self, reason: str, *, final: bool = False) -> None:
-        super().__init__(reason)
-        self.final = final
-
-
-def _describe(error: Exception) -> str:
-    """Return class and message of `error` in one line of bounded length."""
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _as_failure(error: Exception, timeout: float) -> NotOnServerError | TransferError:
-    """Return what `error`, raised by a filesystem, means."""
-    status = getattr(error, "status", None)  # aiohttp's
-    if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return NotOnServerError(str(error))
-    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
-        return TransferError(f"nothing came for {timeout:g} s ({_describe(error)})")
-    refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429)
-    keyless = type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError")
-    return TransferError(_describe(error), final=refused or keyless or isinstance(error, PermissionError))
-
-
-async def _http_client(**kwargs: Any) -> Any:
-    """Return an aiohttp session; it keeps no connection open that a fork could inherit."""
-    import aiohttp
-
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True), **kwargs)
-
-
-def _client_settings(protocol: str, timeout: float) -> dict[str, Any]:
-    """Return the arguments that make a filesystem of `protocol` try once, and wait `timeout` seconds."""
-    if protocol in ("http", "https"):
-        import aiohttp
-
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
-        # trust_env: proxies are taken from the environment, as botocore does
-        return {"get_client": _http_client, "client_kwargs": {"timeout": limits, "trust_env": True}}
-    if protocol in ("s3", "s3a"):
-        return {
-            "use_listings_cache": False,
-            "config_kwargs": {
-                "connect_timeout": timeout,
-                "read_timeout": timeout,
-                "retries": {"total_max_attempts": 1},
-                # aiobotocore sets a keep-alive time where none is given, and aiohttp refuses the two together
-                "connector_args": {"force_close": True, "keepalive_timeout": None},
-            },
-        }
-    return {}
-
-
-async def _read_chunk(file: Any, timeout: float) -> bytes:
-    """Return the next CHUNK bytes of an asynchronous file, fewer at its end."""
-    parts, missing = [], CHUNK
-    while missing:
-        async with asyncio.timeout(timeout):  # for filesystems whose own limit is not known here
-            part = await file.read(missing)
-        if not part:
-            break
-        parts.append(part)
-        missing -= len(part)
-    return b"".join(parts)
-
-
-async def _close(file: Any) -> None:
-    """Close an asynchronous file and its connection: a transfer that was left must not run on."""
-    response = getattr(file, "r", None)  # s3fs leaves this one open
-    if response is not None:
-        response.close()
-    await file.close()
-
-
 class RemoteFolder:
     """The folder of a packed split at an fsspec URL. It may be pickled, and used on both sides of a fork.
 
@@ -146,7 +67,7 @@ class RemoteFolder:
         assert is_remote(url)
         self.url = url.rstrip("/")
         self.config = config
-        self.shown = re.sub(r"//[^/@]*@", "//", self.url)
+        self.shown = without_password(self.url)
         """The URL without user and password, for messages."""
         self._connection: tuple[int, Any, str] | None = None
         try:
@@ -171,7 +92,7 @@ class RemoteFolder:
             if process == os.getpid():
                 return filesystem, root
             _INHERITED.append(filesystem)
-        settings = _client_settings(self.protocol, self.config.timeout)
+        settings = transfers.client_settings(self.protocol, self.config.timeout)
         try:
             # fsspec would hand out an instance that others use too
             filesystem, root = fsspec.url_to_fs(
@@ -188,8 +109,8 @@ class RemoteFolder:
         # their names alone: a value may be a password
         given = ", ".join(self.config.options) or "none"
         return ConfigError(
-            f"cannot use {self.shown} with these options in data.cache.options: {given} ({_describe(error)}); "
-            f"see fsspec's documentation for those of {self.protocol}://"
+            f"cannot use {self.shown} with these options in data.cache.options: {given} "
+            f"({transfers.describe(error)}); see fsspec's documentation for those of {self.protocol}://"
         )
 
     def stream(self, name: str) -> Generator[bytes, None, None]:
@@ -216,19 +137,21 @@ class RemoteFolder:
             else:
                 file = filesystem.open(path, "rb")
             while (
-                chunk := sync(filesystem.loop, _read_chunk, file, timeout) if is_async else file.read(CHUNK)
+                chunk := sync(filesystem.loop, transfers.read_chunk, file, timeout)
+                if is_async
+                else file.read(transfers.CHUNK)
             ):
                 received += len(chunk)
                 yield chunk
         except (TypeError, ValueError) as error:
             if received:
-                raise TransferError(_describe(error)) from error
+                raise TransferError(transfers.describe(error)) from error
             raise self._wrong_options(error) from error
         except Exception as error:
-            raise _as_failure(error, timeout) from error
+            raise transfers.as_failure(error, timeout) from error
         finally:
             if file is not None and is_async:
-                asyncio.run_coroutine_threadsafe(_close(file), filesystem.loop)
+                asyncio.run_coroutine_threadsafe(transfers.close(file), filesystem.loop)
             elif file is not None:
                 file.close()
 
@@ -283,7 +206,7 @@ class RemoteFolder:
             try:
                 return list(filesystem.ls(folder, detail=False))
             except Exception as error:
-                failure = _as_failure(error, self.config.timeout)
+                failure = transfers.as_failure(error, self.config.timeout)
                 if isinstance(failure, NotOnServerError) or failure.final:
                     return []
                 raise failure from error

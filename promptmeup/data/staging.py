@@ -19,7 +19,8 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, overload
 
-from promptmeup.data.remote import NotOnServerError, RemoteFolder, TransferError
+from promptmeup.data.remote import RemoteFolder
+from promptmeup.data.transfers import NotOnServerError, TransferError
 from promptmeup.errors import ShardError
 
 LOCKS = ".locks"

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from promptmeup.data.remote import CHUNK, RemoteFolder, StagingConfig
+from promptmeup.data.remote import RemoteFolder, StagingConfig
 from promptmeup.data.stager import Stager
+from promptmeup.data.transfers import CHUNK
 from promptmeup.errors import ConfigError, ShardError
 from tests.support.servers import ServerProcess, faulty_server, s3_server
 from tests.support.shard_files import fetch_all, shard_cache, start_fetching, write_files
@@ -163,12 +164,14 @@ def test_pauses_double(server, shards, tmp_path):
 def test_refusals_are_not_repeated(server, shards, tmp_path, fault):
     server.always = {shards[0][0]: fault}
     options = {"ssl": False}
-    cache = shard_cache(f"{server.url}/bucket/train", tmp_path / "cache", options=options)
+    url = server.url.replace("//", "//user:secret@")
+    cache = shard_cache(f"{url}/bucket/train", tmp_path / "cache", options=options)
     with pytest.raises(ShardError) as caught:
         fetch(cache, shards[0])
     message = str(caught.value)
+    assert "secret" not in message
     assert message.startswith(
-        f"the server refuses {cache.remote.url}/{shards[0][0]}: ClientResponseError: {fault}"
+        f"the server refuses {server.url}/bucket/train/{shards[0][0]}: ClientResponseError: {fault}"
     )
     assert message.endswith("check the address, your credentials and data.cache.options (given: ssl)")
     assert server.requests[shards[0][0]] == 1
@@ -331,7 +334,7 @@ def test_killed_downloader_blocks_nobody(server, served, tmp_path):
 FORK = """
 import multiprocessing, os, sys, threading
 from pathlib import Path
-from promptmeup.data.remote import CHUNK, RemoteFolder, StagingConfig
+from promptmeup.data.remote import RemoteFolder, StagingConfig
 url, endpoint = sys.argv[1:]
 config = StagingConfig(timeout=5, attempts=1)
 options = {"endpoint_url": endpoint, "key": "user", "secret": "password"}
@@ -449,6 +452,7 @@ PARENT = """
 import os, sys, time
 from pathlib import Path
 from promptmeup.data.stager import Stager
+from promptmeup.data.transfers import CHUNK
 from tests.support.shard_files import shard_cache
 stager = Stager(shard_cache(sys.argv[1], Path(sys.argv[2])))
 stager.stage([("shard-000000.tar", 1_000_000, "")])
