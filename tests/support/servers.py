@@ -56,6 +56,7 @@ class FaultyServer(ThreadingHTTPServer):
 
 class _Handler(SimpleHTTPRequestHandler):
     server: FaultyServer
+    protocol_version = "HTTP/1.1"  # connections stay open for more requests, as those of real servers do
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, directory=str(args[2].folder), **kwargs)
@@ -69,6 +70,7 @@ class _Handler(SimpleHTTPRequestHandler):
             return super().do_GET()
         if isinstance(fault, int):
             return self.send_error(fault)
+        self.close_connection = True
         content = bytearray(Path(self.translate_path(self.path)).read_bytes())
         if fault == "wrong":
             content[len(content) // 2] ^= 1
