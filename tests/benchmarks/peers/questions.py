@@ -217,7 +217,9 @@ def steps(asked: Asked) -> str:
         tuple(sorted(entry["key"] for entry in map(asked.split.read_json, range(len(asked.split)))))
     ]
     missing, repeated = compare.missing_and_repeated(everything, asked.batches(4, 1))
-    return f"{counts}; {missing} missing, {repeated} repeated"
+    # what ours has beyond an epoch is the beginning of the next one, in the batch that ends this one
+    surplus = "of the next epoch" if isinstance(asked.peer, Ours) else "repeated"
+    return f"{counts}; {missing} missing, {repeated} {surplus}"
 
 
 def flipped_bit(asked: Asked) -> str:
