@@ -17,6 +17,7 @@ from promptmeup.data.order import Stream, generator
 from promptmeup.data.reader import DamagedSampleError, PackedSplit, Stored
 from promptmeup.data.settings import DataConfig
 from promptmeup.data.sources import Sources
+from promptmeup.data.stager import Stager
 from promptmeup.data.text import TextTokenizer
 from promptmeup.data.transforms import apply_view, decode, draw_color, draw_view, finish_images
 from promptmeup.data.workers import run_workers
@@ -143,6 +144,33 @@ def decoded(split: PackedSplit, stored: Stored) -> torch.Tensor:
         raise split.damaged(stored.sample, str(error)) from error
 
 
+def staged(
+    slices: Iterator[tuple[int, NDArray[np.int64]]], sources: Sources
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Pass the slices on, while the remote shards of the window behind theirs are fetched in the background."""
+    stagers = {
+        number: Stager(split.remote)
+        for number, split in enumerate(sources.splits)
+        if split.remote is not None
+    }
+    windows: dict[int, int] = {}
+    try:
+        for position, rows in slices:
+            own = sources.stream.own_positions(position)
+            for number, stager in stagers.items():
+                order, window = sources.orders[number], sources.orders[number].window(own[number])
+                if windows.get(number) != window:
+                    windows[number] = window
+                    # this window's too: at the start, and where other ranks have not brought them yet
+                    shards = [*order.window_shards(window), *order.window_shards(window + 1)]
+                    entries = [sources.splits[number].manifest.shards[shard] for shard in shards]
+                    stager.stage([(entry.name, entry.bytes, entry.sha256) for entry in entries])
+            yield position, rows
+    finally:
+        for stager in stagers.values():
+            stager.close()
+
+
 def rank_slices(
     stream: Stream, *, start_pairs: int, global_batch: int, rank: int, size: int
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -194,6 +222,7 @@ def train_batches(
     slices = rank_slices(
         sources.stream, start_pairs=start_pairs, global_batch=global_batch, rank=rank, size=size
     )
+    slices = staged(slices, sources)
     batches = run_workers(
         make, slices, workers=config.workers, prefetch=config.prefetch, pin_memory=device.type == "cuda"
     )

@@ -105,6 +105,7 @@ class Order:
         }
         """everything that the order depends on: a resumed run must have the same"""
         self._plan = lru_cache(maxsize=2)(self._make_plan)
+        self._mixed = lru_cache(maxsize=2)(self._mix)
         self._window_rows = lru_cache(maxsize=2)(self._make_window)
 
     def epoch(self, position: int) -> int:
@@ -164,7 +165,7 @@ class Order:
         plan = self._plan(epoch)
         return plan.shards[plan.edges[number] : plan.edges[number + 1]]
 
-    def _mixed(self, epoch: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _mix(self, epoch: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return rows and their images of a window, without a look at what came before."""
         shards = self._shards(epoch, number)
         rows = np.concatenate([np.arange(self._bounds[s], self._bounds[s + 1]) for s in shards])

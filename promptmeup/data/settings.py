@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from promptmeup.config import Config
 from promptmeup.data.reader import PairFilter
+from promptmeup.data.remote import StagingConfig
 from promptmeup.data.transforms import ImageConfig
 
 
@@ -25,6 +26,8 @@ class DataConfig(Config):
     """packed split to train on: a folder, or a URL such as s3://bucket/packed/train or http://host/packed/train"""
     blend: tuple[BlendConfig, ...] = ()
     """more corpora, mixed into every batch by their shares"""
+    cache: StagingConfig = StagingConfig()
+    """how shards at a URL come to this node"""
     val: str | None = None
     """packed split for retrieval during training; none is run without it"""
     pairs: PairFilter = "all"

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 
 from promptmeup.config import Config
-from promptmeup.data.reader import PackedSplit
+from promptmeup.data.opening import open_split
+from promptmeup.data.remote import StagingConfig
 from promptmeup.data.settings import DataConfig
 from promptmeup.data.text import TextTokenizer
 from promptmeup.data.transforms import ImageConfig
@@ -25,7 +26,10 @@ class EvaluateConfig(Config):
 
     model: Path
     """model folder, such as RUN/best or RUN/model"""
-    split: Path
+    split: str
+    """packed split: a folder or a URL"""
+    cache: StagingConfig = StagingConfig()
+    """how shards at a URL come to this node"""
     batch: int = Field(default=64, gt=0)
     max_tokens: int = Field(default=40, ge=8, le=512)
     eval_mode: Literal["center", "whole"] = "center"
@@ -39,9 +43,9 @@ def evaluate(config: EvaluateConfig) -> None:
     """Print recall at 1, 5 and 10 in both directions beside chance."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(config.model).to(device)
-    split = PackedSplit(config.split)
+    split = open_split(config.split, config.cache)
     data = DataConfig(
-        train=str(config.split),
+        train=config.split,
         max_tokens=config.max_tokens,
         workers=config.workers,
         image=ImageConfig(size=model.config.vision.image_size, eval_mode=config.eval_mode),

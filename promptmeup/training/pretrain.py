@@ -16,6 +16,7 @@ from torch import Tensor
 from promptmeup.config import Config
 from promptmeup.data.damage import report_to, watched
 from promptmeup.data.loader import train_batches
+from promptmeup.data.opening import fetch_labels, open_split
 from promptmeup.data.reader import LabelReader, PackedSplit
 from promptmeup.data.settings import DataConfig
 from promptmeup.data.sources import Sources, shares_of
@@ -142,7 +143,7 @@ def train(config: PretrainConfig, world: World) -> bool:
     torch.manual_seed(config.seed)  # every rank starts from the same random weights
 
     sources, banks = open_sources(config, world)
-    val = PackedSplit(Path(config.data.val)) if config.data.val else None
+    val = open_split(config.data.val, config.data.cache) if config.data.val else None
     stream = sources.stream
 
     hf_tokenizer = load_tokenizer(config.model.text)
@@ -266,13 +267,16 @@ def train(config: PretrainConfig, world: World) -> bool:
 def open_sources(config: PretrainConfig, world: World) -> tuple[Sources, Banks | None]:
     """Open the corpora of a run, with their soft labels and the banks of these where a loss needs them."""
     data = config.data
-    splits = [PackedSplit(Path(path)) for path in (data.train, *(part.path for part in data.blend))]
+    splits = [open_split(path, data.cache) for path in (data.train, *(part.path for part in data.blend))]
     readers, banks = None, None
     if config.needs_labels:
+        fetch_labels(splits[0], data.labels)
         folders = [choose_labels(splits[0].folder, data.labels)]
         bank = folders[0].name.rsplit("-", 1)[0]
         for split in splits[1:]:
-            folders.append(choose_labels(split.folder, f"{bank}-{split.manifest.fingerprint[:8]}"))
+            name = f"{bank}-{split.manifest.fingerprint[:8]}"
+            fetch_labels(split, name)
+            folders.append(choose_labels(split.folder, name))
         found = load_banks(folders[0], corpus=splits[0].manifest.fingerprint)
         banks = Banks(found.entities_KD.to(world.device), found.relations_KD.to(world.device))
         readers = tuple(LabelReader(folder, split) for folder, split in zip(folders, splits, strict=True))
@@ -319,9 +323,11 @@ def _datasets(training: Sequence[PackedSplit], val: PackedSplit | None) -> list[
     splits = [(split, "training") for split in training] + ([(val, "validation")] if val else [])
     return [
         TrackedDataset(
-            name=os.path.join(*packed.folder.parts[-2:]),
+            name=os.path.join(
+                *(Path(packed.remote.remote.url) if packed.remote else packed.folder).parts[-2:]
+            ),
             digest=packed.manifest.fingerprint,
-            source=str(packed.folder.resolve()),
+            source=packed.remote.remote.shown if packed.remote else str(packed.folder.resolve()),
             context=context,
         )
         for packed, context in splits

@@ -1,4 +1,4 @@
-"""Our index + pread reader and our loader against stock webdataset, on the same packed shards."""
+"""Our index + pread reader and our loader against webdataset, MosaicML Streaming and litdata, on the same photos."""
 
 import contextlib
 import io
@@ -7,11 +7,13 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import torch
 import torchvision.transforms.v2.functional as TF
 import webdataset
@@ -35,11 +37,15 @@ from promptmeup.packing.record import Draft, draft_json
 from promptmeup.packing.writer import read_shard, write_index, write_shard
 from promptmeup.records import Batch, Box, Caption
 from tests.benchmarks import harness
+from tests.benchmarks.peers import litdata_peer, mosaicml
+from tests.benchmarks.peers.peer import touch
+from tests.benchmarks.resume import measure_resume
 
 SAMPLES = 2000
 SHARD = 250
 BATCH = 50
 REPEATS = 5
+EPOCHS = 3
 WORDS = ("a", "minister", "speaks", "to", "the", "press", "in", "front", "of", "house")
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -102,21 +108,23 @@ def stock(folder: Path) -> Any:
     return webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0).shuffle(1000).to_tuple("jpg", "json")
 
 
-def read_ours(folder: Path, *, checksums: bool) -> int:
-    """Open the split and read every sample once in training order, as a loader does; return how many."""
+def read_ours(folder: Path, *, epochs: int, checksums: bool) -> int:
+    """Open the split and read it for some epochs in training order, as a loader does; return how many samples."""
     split = PackedSplit(folder)
     order = training_order(split, seed=0, window=8, pairs="all")
     count = 0
-    for start in range(0, order.num_pairs, BATCH):
-        samples = split.pairs["sample"][order.rows(start, min(start + BATCH, order.num_pairs))]
+    for start in range(0, epochs * order.num_pairs, BATCH):
+        samples = split.pairs["sample"][order.rows(start, start + BATCH)]
         found = split.read(samples, checksums=checksums)
-        count += sum(1 for one in found if isinstance(one, Stored) and len(one.image) and one.record)
+        count += sum(1 for one in found if isinstance(one, Stored) and touch(one.image) and one.record)
     return count
 
 
-def read_stock(folder: Path) -> int:
-    """Read every sample once through webdataset; return how many."""
-    return sum(1 for jpeg, record in stock(folder) if jpeg and json.loads(record))
+def read_stock(folder: Path, *, epochs: int) -> int:
+    """Read the shards for some epochs through webdataset; return how many samples came."""
+    dataset = stock(folder)
+    samples = (sample for _ in range(epochs) for sample in dataset)
+    return sum(1 for jpeg, record in samples if touch(jpeg) and orjson.loads(record))
 
 
 def load_ours(split: PackedSplit, config: DataConfig, tokens: TextTokenizer) -> Iterator[Batch]:
@@ -229,12 +237,12 @@ def load_stock(folder: Path, config: DataConfig, tokens: TextTokenizer) -> Itera
     return iter(loader)
 
 
-def read_all(read: Callable[[], int]) -> Callable[[], None]:
+def read_all(read: Callable[[], int], epochs: int = 1) -> Callable[[], None]:
     """Return `read` with a check that nothing was left out, which would make it look fast."""
 
     def checked() -> None:
         count = read()
-        assert count == SAMPLES, f"{count} of {SAMPLES} samples"
+        assert count == epochs * SAMPLES, f"{count} of {epochs * SAMPLES} samples"
 
     return checked
 
@@ -256,16 +264,31 @@ def corpus() -> Iterator[Path]:
         yield write_split(Path(folder) / "train", samples=SAMPLES)
 
 
-def timed_readers(folder: Path) -> dict[str, list[float]]:
-    """Time the opening of the corpus and the reading of every sample, without decoding, in one process."""
-    return harness.interleave(
-        {
-            "ours": read_all(lambda: read_ours(folder, checksums=False)),
-            "ours, checksums": read_all(lambda: read_ours(folder, checksums=True)),
-            "webdataset": read_all(lambda: read_stock(folder)),
-        },
-        repeats=4 * REPEATS,
-    )
+def timed_readers(folder: Path) -> dict[str, dict[str, list[float]]]:
+    """Time opening and reading, without decoding, in one process: the first epoch, and a run of three.
+
+    Every side parses JSON with the same library and looks at every page of the photo.
+    """
+    split = PackedSplit(folder)
+    mosaicml.write(split, folder.parent / "mds")
+    litdata_peer.write(split, folder.parent / "litdata")
+    readers: dict[str, Callable[[int], int]] = {
+        "ours": lambda epochs: read_ours(folder, epochs=epochs, checksums=False),
+        "ours, checksums": lambda epochs: read_ours(folder, epochs=epochs, checksums=True),
+        "webdataset": lambda epochs: read_stock(folder, epochs=epochs),
+        "mosaicml": lambda epochs: mosaicml.read(folder.parent / "mds", epochs=epochs),
+        "litdata": lambda epochs: litdata_peer.read(folder.parent / "litdata", epochs=epochs),
+    }
+    try:
+        return {
+            stage: harness.interleave(
+                {name: read_all(partial(read, epochs), epochs) for name, read in readers.items()},
+                repeats=2 * REPEATS,
+            )
+            for stage, epochs in (("first epoch", 1), ("read", EPOCHS))
+        }
+    finally:
+        mosaicml.clean()
 
 
 def timed_loaders(folder: Path, workers: int) -> dict[str, list[float]]:
@@ -286,26 +309,32 @@ def measure() -> tuple[list[harness.Row], dict[str, float]]:
     """Time one epoch over 2000 packed photos: members alone, and whole training batches."""
     workers = min(2, len(os.sched_getaffinity(0)))
     with corpus() as folder:
-        timed = {"read": timed_readers(folder), "batch": timed_loaders(folder, workers)}
+        timed = timed_readers(folder) | {"batch": timed_loaders(folder, workers)}
     rows: list[harness.Row] = []
     medians = {}
     for stage, sides in timed.items():
+        samples = SAMPLES * (EPOCHS if stage == "read" else 1)
         for side, seconds in sides.items():
             time = harness.spread(seconds)
             medians[stage, side] = time.median
             rows.append(
                 {
-                    "stage": stage,
+                    "stage": f"read, {EPOCHS} epochs" if stage == "read" else stage,
                     "side": side,
                     "processes": workers if stage == "batch" else 1,
-                    "samples/s": SAMPLES / time.median,
-                    "p25": SAMPLES / time.p75,
-                    "p75": SAMPLES / time.p25,
-                    "best": SAMPLES / time.min,
+                    "samples/s": samples / time.median,
+                    "p25": samples / time.p75,
+                    "p75": samples / time.p25,
                 }
             )
-    summary = {f"read_vs_{peer}": medians["read", peer] / medians["read", "ours"] for peer in ("webdataset",)}
+    summary = {}
+    for stage, name in (("read", "read"), ("first epoch", "first_epoch")):
+        for peer in ("webdataset", "mosaicml", "litdata"):
+            summary[f"{name}_vs_{peer}"] = medians[stage, peer] / medians[stage, "ours"]
     summary["batch_vs_limit"] = medians["batch", "bare decode + augment"] / medians["batch", "ours"]
+    more_rows, more = measure_resume()
+    rows += more_rows
+    summary |= more
     summary["batch_vs_webdataset"] = medians["batch", "webdataset"] / medians["batch", "ours"]
     return rows, summary
 

@@ -72,7 +72,10 @@ def news_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             LabelRunConfig,
             ROOT / "configs/label/tiny.yaml",
             # a teacher of seconds is sure of nothing: a low temperature makes some labels count
-            [f"teacher={folder}/teacher/model", f"splits=[{folder}/packed/train]", "temperature=0.003"],
+            [
+                *(f"teacher={folder}/teacher/model", "temperature=0.003"),
+                f"splits=[{folder}/packed/train, {folder}/packed/val]",
+            ],
         )
     )
     return folder

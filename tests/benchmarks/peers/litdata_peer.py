@@ -1,13 +1,14 @@
 """litdata: its own format (chunks of serialized samples), mapped into memory where they are local."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from promptmeup.data.reader import PackedSplit
-from tests.benchmarks.peers.peer import Job, Keys, members, require, sample_key
+from tests.benchmarks.peers.peer import Job, Keys, members, require, sample_key, touch
 
 SEED = 0
 
@@ -30,13 +31,14 @@ def write(split: PackedSplit, folder: Path, *, shard_bytes: int = 1 << 26) -> No
     cache.merge()
 
 
-def read(folder: Path) -> int:
-    """Open what `write` made, read every sample once in shuffled order, and return how many.
+def read(folder: Path, *, epochs: int = 1) -> int:
+    """Open what `write` made, read it for some epochs in shuffled order, and return how many samples came.
 
     A local folder is read in place through memory maps, without a copy to its cache; that is its default.
     """
     dataset = _litdata().StreamingDataset(str(folder), shuffle=True, seed=SEED)
-    return sum(1 for sample in dataset if len(sample["jpeg"]) and json.loads(sample["json"]))
+    samples = (sample for _ in range(epochs) for sample in dataset)
+    return sum(1 for sample in samples if touch(sample["jpeg"]) and orjson.loads(sample["json"]))
 
 
 def _collate(samples: list[dict[str, bytes]]) -> Keys:

@@ -1,14 +1,15 @@
 """MosaicML Streaming: its own format (MDS), state of five numbers, shared memory between ranks."""
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from promptmeup.data.reader import PackedSplit
-from tests.benchmarks.peers.peer import Job, Keys, members, require, sample_key
+from tests.benchmarks.peers.peer import Job, Keys, members, require, sample_key, touch
 
 PACKAGE = "mosaicml-streaming"
 SEED = 0
@@ -34,8 +35,8 @@ def clean() -> None:
         path.unlink(missing_ok=True)
 
 
-def read(folder: Path) -> int:
-    """Open what `write` made, read every sample once in shuffled order, and return how many.
+def read(folder: Path, *, epochs: int = 1) -> int:
+    """Open what `write` made, read it for some epochs in shuffled order, and return how many samples came.
 
     Nothing is downloaded (``local`` without ``remote``) nor evicted (no ``cache_limit``); py1e is its
     default, one canonical node its default for one machine. Its threads mark shards as ready up to
@@ -52,7 +53,8 @@ def read(folder: Path) -> int:
         batch_size=READ_BATCH,
         predownload=1 << 20,
     )
-    return sum(1 for sample in dataset if len(sample["jpeg"]) and json.loads(sample["json"]))
+    samples = (sample for _ in range(epochs) for sample in dataset)
+    return sum(1 for sample in samples if touch(sample["jpeg"]) and orjson.loads(sample["json"]))
 
 
 def _collate(samples: list[dict[str, bytes]]) -> Keys:

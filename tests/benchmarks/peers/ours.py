@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from promptmeup.data.loader import DataConfig, train_batches, training_order
+from promptmeup.data.loader import train_batches
 from promptmeup.data.reader import PackedSplit
+from promptmeup.data.settings import DataConfig
+from promptmeup.data.sources import single
 from promptmeup.data.transforms import ImageConfig
 from promptmeup.records import Batch
 from tests.benchmarks.loader import MEAN, STD, tokenizer
@@ -17,25 +19,22 @@ SEED = 0
 IMAGE_SIZE = 32
 
 
-def open_batches(job: Job, start_pairs: int) -> tuple[Iterator[Batch], int, str]:
+def open_batches(job: Job, start_pairs: int) -> tuple[Iterator[Batch], int, dict[str, int | str]]:
     """Return the endless batches of a rank, the pairs of an epoch, and the name of the order."""
-    config = DataConfig(train=job.folder, workers=job.workers, image=ImageConfig(size=IMAGE_SIZE))
-    split = PackedSplit(job.folder)
-    order = training_order(split, seed=SEED, window=config.window, pairs=config.pairs)
+    config = DataConfig(train=str(job.folder), workers=job.workers, image=ImageConfig(size=IMAGE_SIZE))
+    sources = single(PackedSplit(job.folder), seed=SEED, window=config.window)
     batches = train_batches(
-        split,
-        order,
+        sources,
         config=config,
         tokenizer=tokenizer(),
         mean=MEAN,
         std=STD,
-        seed=SEED,
         start_pairs=start_pairs,
         global_batch=job.global_batch,
         rank=job.rank,
         size=job.size,
     )
-    return batches, order.num_pairs, order.fingerprint
+    return batches, sources.stream.num_pairs, sources.stream.identity
 
 
 class _Loader:
