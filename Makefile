@@ -43,10 +43,17 @@ format: $(STAMP)  ## format the code
 lock: $(STAMP)  ## pin the newest versions that setup.cfg allows, with hashes
 	$(BIN)/uv pip compile setup.cfg --all-extras --generate-hashes --universal --python-version 3.11 \
 	  --no-emit-index-url --no-annotate --upgrade --custom-compile-command "make lock" -o requirements.lock
+	$(BIN)/uv pip compile requirements-bench.in --no-deps --generate-hashes --universal --python-version 3.11 \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o requirements-bench.lock
+
+# without their dependencies: see requirements-bench.in
+$(VENV)/.peers: $(STAMP) requirements-bench.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements-bench.lock
+	@touch $@
 
 BENCHMARKS := $(filter-out __init__ harness,$(basename $(notdir $(wildcard tests/benchmarks/*.py))))
 bench: $(addprefix bench-,$(BENCHMARKS))  ## run every benchmark
-bench-%: $(STAMP)
+bench-%: $(STAMP) $(VENV)/.peers
 	@mkdir -p benchmarks
 	$(BIN)/python -m tests.benchmarks.$* --json benchmarks/$*.json
 

@@ -129,7 +129,7 @@ class Batch:
     """What one rank trains on in one step. A pair is a true match iff its two ids are equal."""
 
     images_BCSS: Tensor
-    """float32, normalised with the vision encoder's mean and deviation; uint8 until `finish_images`."""
+    """uint8: a quarter of the bytes of float32 on every way; the step normalises them (`step.forward`)."""
     tokens_BL: Tensor
     """int64 token ids, padded."""
     token_mask_BL: Tensor

@@ -1,29 +1,27 @@
-"""Batches on their way to an accelerator: copied beside the computation, colours and normalisation done there."""
+"""Batches on their way to an accelerator: copied beside the computation, colours changed there."""
 
 from collections.abc import Iterator
 from dataclasses import fields
 
 import torch
 
-from promptmeup.data.transforms import finish_images
+from promptmeup.data.transforms import color_images
 from promptmeup.records import Batch
 
 
-def on_device(
-    batches: Iterator[Batch], device: torch.device, *, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Iterator[Batch]:
-    """Yield the batches on `device`, ready for the model.
+def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield the batches on `device`, their colours changed.
 
-    On CUDA, copies and augmentation run on a stream of their own: while the step before still computes, the
-    next batch (uint8 photos in page-locked memory, a quarter of the bytes of float32) is under way.
+    On CUDA, copies (from page-locked memory) and colours run on a stream of their own: while the step before still
+    computes, the next batch is under way.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     for batch in batches:
         if stream is None:
-            yield finish_images(batch.to(device), mean=mean, std=std)
+            yield color_images(batch.to(device))
             continue
         with torch.cuda.stream(stream):
-            moved = finish_images(batch.to(device), mean=mean, std=std)
+            moved = color_images(batch.to(device))
         current = torch.cuda.current_stream(device)
         current.wait_stream(stream)
         for tensor in tensors(moved):

@@ -16,7 +16,7 @@ from promptmeup.data.loader import decoded
 from promptmeup.data.reader import DamagedSampleError, PackedSplit
 from promptmeup.data.settings import DataConfig
 from promptmeup.data.text import TextTokenizer
-from promptmeup.data.transforms import apply_view, eval_view, normalise_
+from promptmeup.data.transforms import apply_view, eval_view, normalise
 from promptmeup.data.workers import run_workers
 
 
@@ -75,7 +75,7 @@ class _ImageMaker:
         ids = self.split.index["image_id"][positions.start : positions.stop]
         return ImageBatch(
             positions_B=positions_B,
-            images_BCSS=normalise_(torch.stack(squares).float(), mean=self.mean, std=self.std),
+            images_BCSS=normalise(torch.stack(squares), mean=self.mean, std=self.std),
             image_ids_B=torch.from_numpy(np.array(ids, dtype=np.int64)),
         )
 

@@ -19,7 +19,7 @@ from promptmeup.data.settings import DataConfig
 from promptmeup.data.sources import Sources
 from promptmeup.data.stager import Stager
 from promptmeup.data.text import TextTokenizer
-from promptmeup.data.transforms import apply_view, decode, draw_color, draw_view, finish_images
+from promptmeup.data.transforms import apply_view, color_images, decode, draw_color, draw_view
 from promptmeup.data.workers import run_workers
 from promptmeup.errors import ConfigError, ShardError
 from promptmeup.records import Batch, Substitute
@@ -35,11 +35,9 @@ class _PairMaker:
     sources: Sources
     config: DataConfig
     tokenizer: TextTokenizer
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     seed: int
-    finish: bool
-    """whether colours are changed and normalised here, and not later on the device"""
+    color: bool
+    """whether colours are changed here, and not later on the device"""
 
     def example(self, position: int, row: int, stored: Stored) -> Example:
         """Return pair `row`, augmented; the chance in it depends on its `position` in the order.
@@ -128,7 +126,7 @@ class _PairMaker:
             min_confidence=self.config.min_confidence,
             substitutes=tuple(substitutes),
         )
-        return finish_images(batch, mean=self.mean, std=self.std) if self.finish else batch
+        return color_images(batch) if self.color else batch
 
 
 def decoded(split: PackedSplit, stored: Stored) -> torch.Tensor:
@@ -187,8 +185,6 @@ def train_batches(
     *,
     config: DataConfig,
     tokenizer: TextTokenizer,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
     start_pairs: int,
     global_batch: int,
     rank: int,
@@ -202,9 +198,8 @@ def train_batches(
     to its position for every batch it has used.
 
     Args:
-        mean, std: of the vision encoder, by channel, for pixels in [0, 1].
         start_pairs: pairs consumed so far by all ranks together (`RunState.pairs`).
-        device: where the batches are wanted; on a GPU, colours are changed and normalised there.
+        device: where the batches are wanted; on a GPU, colours are changed there.
 
     Raises:
         ConfigError: `global_batch` does not divide evenly over the ranks.
@@ -218,7 +213,7 @@ def train_batches(
         )
     device = device or torch.device("cpu")
     on_gpu = device.type != "cpu"
-    make = _PairMaker(sources, config, tokenizer, mean, std, sources.seed, finish=not on_gpu)
+    make = _PairMaker(sources, config, tokenizer, sources.seed, color=not on_gpu)
     slices = rank_slices(
         sources.stream, start_pairs=start_pairs, global_batch=global_batch, rank=rank, size=size
     )
@@ -226,4 +221,4 @@ def train_batches(
     batches = run_workers(
         make, slices, workers=config.workers, prefetch=config.prefetch, pin_memory=device.type == "cuda"
     )
-    return on_device(batches, device, mean=mean, std=std) if on_gpu else batches
+    return on_device(batches, device) if on_gpu else batches

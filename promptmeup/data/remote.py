@@ -40,7 +40,7 @@ class StagingConfig(Config):
     folder: Path = Path("~/.cache/promptmeup")
     """where shards are kept; best on a disk of the node's own"""
     limit_gb: float | None = Field(default=None, gt=0)
-    """size limit of the whole folder in 10^9 bytes, least recently used shards go first; null: no limit"""
+    """size limit of the folder's shards in 10^9 bytes, least recently used ones go first; null: no limit"""
     attempts: int = Field(default=6, ge=1, le=100)
     """how often a file is tried before the run stops"""
     backoff: float = Field(default=0.5, ge=0, le=LONGEST_PAUSE)

@@ -24,6 +24,7 @@ from promptmeup.data.transfers import NotOnServerError, TransferError
 from promptmeup.errors import ShardError
 
 LOCKS = ".locks"
+SHARD = "shard-"
 PART = ".part"
 TOUCH_AFTER = 60  # seconds; a reader that opens a shard often need not write its times as often
 OPENINGS = 10
@@ -230,9 +231,10 @@ class ShardCache:
             time.sleep(0.05)  # others download into the rest; what is finished can be evicted
 
     def _files(self) -> list[_File]:
-        """Return all files of all corpora of the cache: parts first, then the least recently used.
+        """Return the files of all shards of all corpora of the cache: parts first, then the least recently used.
 
-        Only folders with locks: the user may keep other things beside them.
+        Only folders with locks: the user may keep other things beside them. And only what belongs to one shard:
+        every process of a run needs manifest and tables, also those that start later.
         """
         files = []
         for locks in self.folder.glob(f"*/{LOCKS}"):
@@ -240,6 +242,8 @@ class ShardCache:
                 if LOCKS in subfolders:
                     subfolders.remove(LOCKS)
                 for name in names:
+                    if not name.startswith(SHARD):
+                        continue
                     path = Path(folder, name)
                     with suppress(FileNotFoundError):
                         status = path.stat()

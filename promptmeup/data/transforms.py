@@ -8,7 +8,7 @@ through a generator that the caller seeds for each pair: workers and ranks have 
 import io
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -169,35 +169,22 @@ def change_color_(images_BCSS: Tensor, factors_B3: Tensor) -> Tensor:
     return images_BCSS.mul_(scale * saturation).add_(gray_B1SS).clamp_(0, 255)
 
 
-def normalise_(images_BCSS: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Shift and scale float images by channel, in place; `mean` and `std` are for [0, 1], the images for [0, 255]."""
-    mean_C11, scale_C11 = (
-        torch.tensor(v, device=images_BCSS.device).view(-1, 1, 1) * 255 for v in (mean, std)
-    )
-    return images_BCSS.sub_(mean_C11).div_(scale_C11)
-
-
-def _empty(shape: torch.Size, device: torch.device) -> Tensor:
-    """Return uninitialised float32 memory; in a data worker memory that is shared with the training process.
-
-    Otherwise the whole batch would be copied there when it is sent: a tenth of a worker's time.
-    """
-    if torch.utils.data.get_worker_info() is None:
-        return torch.empty(shape, device=device)
-    # as torch's own collate does
-    storage: Any = torch.UntypedStorage._new_shared(4 * shape.numel(), device="cpu")  # type: ignore[no-untyped-call]
-    return torch.tensor([], dtype=torch.float32).set_(storage).view(shape)
-
-
-def finish_images(batch: Batch, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Batch:
-    """Return the batch with its uint8 photos coloured by `color_B3` and normalised: float32, on their device."""
+def color_images(batch: Batch) -> Batch:
+    """Return the batch with its photos coloured by `color_B3`, rounded to uint8, on their device."""
+    if batch.color_B3 is None:
+        return batch
     images_BCSS = batch.images_BCSS
-    done_BCSS = _empty(images_BCSS.shape, images_BCSS.device)
+    done_BCSS = torch.empty_like(images_BCSS)
     # on a CPU one photo after the other, which stays in its cache
     step = 1 if images_BCSS.device.type == "cpu" else len(images_BCSS)
     for rows in (slice(start, start + step) for start in range(0, len(images_BCSS), step)):
-        part_BCSS = done_BCSS[rows].copy_(images_BCSS[rows])
-        if batch.color_B3 is not None:
-            change_color_(part_BCSS, batch.color_B3[rows])
-        normalise_(part_BCSS, mean=mean, std=std)
+        done_BCSS[rows] = change_color_(images_BCSS[rows].float(), batch.color_B3[rows]).round_()
     return replace(batch, images_BCSS=done_BCSS, color_B3=None)
+
+
+def normalise(images_BCSS: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Return uint8 images as float32, shifted and scaled by channel; `mean` and `std` are for [0, 1]."""
+    mean_C11, scale_C11 = (
+        torch.tensor(v, device=images_BCSS.device).view(-1, 1, 1) * 255 for v in (mean, std)
+    )
+    return images_BCSS.float().sub_(mean_C11).div_(scale_C11)

@@ -69,6 +69,8 @@ def run_workers(
         collate_fn=_as_is,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
+        # said, because it is not everywhere the default: started workers import torch and open the corpus again
+        multiprocessing_context="fork" if workers else None,
         persistent_workers=workers > 0,
         worker_init_fn=_prepare_worker,
         pin_memory=pin_memory,

@@ -171,8 +171,6 @@ def train(config: PretrainConfig, world: World) -> bool:
         sources,
         config=config.data,
         tokenizer=tokenizer,
-        mean=vision.mean,
-        std=vision.std,
         start_pairs=state.pairs_consumed,
         global_batch=config.global_batch,
         rank=world.rank,

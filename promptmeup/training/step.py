@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from promptmeup.data.transforms import normalise
 from promptmeup.distributed.collectives import gather, world_means
 from promptmeup.distributed.world import World
 from promptmeup.losses.total import LossConfig, total_loss
@@ -13,9 +14,11 @@ from promptmeup.records import Banks, Batch, Features
 
 def forward(engine: Any, batch: Batch, *, dtype: torch.dtype) -> Features:
     """Run the student on `batch`; images are cast, because a bf16 engine does not cast its inputs."""
+    vision = engine.module.vision
+    images_BCSS = normalise(batch.images_BCSS, mean=vision.mean, std=vision.std)
     return Features(
         **engine(
-            images_BCSS=batch.images_BCSS.to(dtype),
+            images_BCSS=images_BCSS.to(dtype),
             tokens_BL=batch.tokens_BL,
             token_mask_BL=batch.token_mask_BL,
             boxes_BM4=batch.boxes_BM4,

@@ -31,7 +31,7 @@ from promptmeup.data.reader import PackedSplit, Stored
 from promptmeup.data.settings import DataConfig
 from promptmeup.data.sources import single, training_order
 from promptmeup.data.text import TextTokenizer
-from promptmeup.data.transforms import apply_view, decode, draw_color, draw_view, finish_images
+from promptmeup.data.transforms import apply_view, color_images, decode, draw_color, draw_view
 from promptmeup.packing.images import StoredImage
 from promptmeup.packing.record import Draft, draft_json
 from promptmeup.packing.writer import read_shard, write_index, write_shard
@@ -47,7 +47,6 @@ BATCH = 50
 REPEATS = 5
 EPOCHS = 3
 WORDS = ("a", "minister", "speaks", "to", "the", "press", "in", "front", "of", "house")
-MEAN = STD = (0.5, 0.5, 0.5)
 
 
 def write_split(folder: Path, *, samples: int) -> Path:
@@ -133,8 +132,6 @@ def load_ours(split: PackedSplit, config: DataConfig, tokens: TextTokenizer) -> 
         single(split, seed=0, window=config.window),
         config=config,
         tokenizer=tokens,
-        mean=MEAN,
-        std=STD,
         start_pairs=0,
         global_batch=BATCH,
         rank=0,
@@ -145,11 +142,10 @@ def load_ours(split: PackedSplit, config: DataConfig, tokens: TextTokenizer) -> 
 def bare_loop(jpegs: list[bytes], config: DataConfig) -> int:
     """Decode, crop and colour photos that are in memory already, one after the other: what nobody can avoid.
 
-    torchvision's own functions, on uint8 as long as possible; no reading, no JSON, no boxes, no text, no batch.
+    torchvision's own functions, on uint8; no reading, no JSON, no boxes, no text, no batch.
     """
     random = np.random.default_rng(0)
     size, amount = config.image.size, config.image.color_jitter
-    mean_C11, std_C11 = (torch.tensor(value).view(-1, 1, 1) for value in (MEAN, STD))
     for jpeg in jpegs:
         image_CHW = decode_image(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), ImageReadMode.RGB)
         view = draw_view(image_CHW.shape[1], image_CHW.shape[2], config.image, random)
@@ -162,8 +158,7 @@ def bare_loop(jpegs: list[bytes], config: DataConfig) -> int:
         brightness, contrast, saturation = random.uniform(1 - amount, 1 + amount, size=3).tolist()
         image_CSS = TF.adjust_brightness(image_CSS, brightness)
         image_CSS = TF.adjust_contrast(image_CSS, contrast)
-        image_CSS = TF.adjust_saturation(image_CSS, saturation)
-        (image_CSS.float() / 255 - mean_C11) / std_C11
+        TF.adjust_saturation(image_CSS, saturation)
     return len(jpegs)
 
 
@@ -228,7 +223,7 @@ def load_stock(folder: Path, config: DataConfig, tokens: TextTokenizer) -> Itera
             max_objects=config.max_objects,
             min_confidence=config.min_confidence,
         )
-        return finish_images(batch, mean=MEAN, std=STD)
+        return color_images(batch)
 
     pipeline = stock(folder).map(example).batched(BATCH, collation_fn=make).repeat()
     loader = webdataset.WebLoader(

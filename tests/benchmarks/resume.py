@@ -94,8 +94,7 @@ began = time.perf_counter()
 config = DataConfig(train=folder, workers=0, image={"size": 224})
 sources = single(PackedSplit(Path(folder)), seed=0, window=config.window)
 batches = train_batches(
-    sources, config=config, tokenizer=tokens, mean=(0.5,) * 3, std=(0.5,) * 3,
-    start_pairs=position, global_batch=batch, rank=0, size=1,
+    sources, config=config, tokenizer=tokens, start_pairs=position, global_batch=batch, rank=0, size=1,
 )
 opened = time.perf_counter() - began
 first = next(batches)

@@ -12,7 +12,7 @@ from promptmeup.data.settings import DataConfig
 from promptmeup.data.sources import single
 from promptmeup.data.transforms import ImageConfig
 from promptmeup.records import Batch
-from tests.benchmarks.loader import MEAN, STD, tokenizer
+from tests.benchmarks.loader import tokenizer
 from tests.benchmarks.peers.peer import Job, Keys
 
 SEED = 0
@@ -27,8 +27,6 @@ def open_batches(job: Job, start_pairs: int) -> tuple[Iterator[Batch], int, dict
         sources,
         config=config,
         tokenizer=tokenizer(),
-        mean=MEAN,
-        std=STD,
         start_pairs=start_pairs,
         global_batch=job.global_batch,
         rank=job.rank,
