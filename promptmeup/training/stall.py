@@ -43,6 +43,6 @@ class StallMeter:
         else:
             way_out = (
                 f"all {self._cores} cores are taken by {self._ranks} x (1 + data.workers = {self._workers}) processes: "
-                "give each rank more cores, or pack smaller photos (photos.shorter_side)"
+                "give each rank more cores, or pack smaller photos (shorter_side)"
             )
         return f"data-bound: {share:.0%} of the time waiting for data; {way_out}"

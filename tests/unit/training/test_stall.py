@@ -25,7 +25,7 @@ def test_taken_cores_are_said() -> None:
     meter = StallMeter(workers=3, cores=8, ranks=2)
     assert meter.verdict(0.5) == (
         "data-bound: 50% of the time waiting for data; all 8 cores are taken by 2 x (1 + data.workers = 3) "
-        "processes: give each rank more cores, or pack smaller photos (photos.shorter_side)"
+        "processes: give each rank more cores, or pack smaller photos (shorter_side)"
     )
     assert "raise data.workers (now 0)" in StallMeter(workers=0, cores=1, ranks=1).verdict(0.5)
 
