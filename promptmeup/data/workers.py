@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from promptmeup.errors import UserError
+from promptmeup.errors import TrainingError, UserError
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -61,6 +61,7 @@ def run_workers(
 
     Raises:
         UserError: the one that `make` raised, as it was raised.
+        TrainingError: a worker was killed.
     """
     loader: DataLoader[Any] = DataLoader(
         _Task(make),
@@ -91,6 +92,14 @@ def _iterate(loader: DataLoader[Any]) -> Generator[Any, None, None]:
             if isinstance(made, UserError):
                 raise made
             yield made
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise TrainingError(
+            f"a process that reads data died: {error}. Killed: the node's memory ran out, lower data.workers or "
+            "data.prefetch. Bus error: /dev/shm is full, or a shard was cut short while it was read. Start the same "
+            "command again to resume"
+        ) from error
     finally:
         # The last reference ends the workers, now and not when a traceback that holds this frame is gone.
         del loader

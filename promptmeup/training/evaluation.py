@@ -11,7 +11,7 @@ from promptmeup.data.reader import PackedSplit
 from promptmeup.data.settings import DataConfig
 from promptmeup.data.text import TextTokenizer
 from promptmeup.distributed.collectives import gather_uneven
-from promptmeup.distributed.world import World, agree
+from promptmeup.distributed.world import World
 from promptmeup.training.retrieval import recalls
 
 EvaluationBatch = TypeVar("EvaluationBatch", ImageBatch, CaptionBatch)
@@ -21,23 +21,19 @@ def _encode(
     batches: Iterator[EvaluationBatch],
     encode: Callable[[EvaluationBatch], Tensor],
     *,
-    nothing: EvaluationBatch,
     world: World,
 ) -> tuple[Tensor, Tensor]:
-    """Return vectors [N, D] and image ids [N] of all ranks' batches, in order.
+    """Return vectors [N, D] and image ids [N] of all ranks' batches, in order, each row once.
 
-    Under ZeRO-3 every forward is a collective: a rank that has run out of batches encodes `nothing` and
-    drops the result, until all have.
+    Under ZeRO-3 every forward is a collective: the ranks have equally many batches, and what only fills them up
+    has no weight and is dropped here.
     """
-    vectors, ids = [encode(nothing)[:0]], [nothing.image_ids_B[:0].to(world.device)]
-    while True:
-        batch = next(batches, None)
-        if not agree(batch is not None, world):
-            return gather_uneven(torch.cat(vectors), world=world), gather_uneven(torch.cat(ids), world=world)
-        vector_BD = encode(batch if batch is not None else nothing)
-        if batch is not None:
-            vectors.append(vector_BD)
-            ids.append(batch.image_ids_B.to(world.device))
+    vectors, ids = [], []
+    for batch in batches:
+        keep_B = batch.weights_B > 0
+        vectors.append(encode(batch)[keep_B.to(world.device)])
+        ids.append(batch.image_ids_B[keep_B].to(world.device))
+    return gather_uneven(torch.cat(vectors), world=world), gather_uneven(torch.cat(ids), world=world)
 
 
 @torch.no_grad()
@@ -72,19 +68,14 @@ def evaluate_retrieval(
         found = model(tokens_BL=tokens_BL, token_mask_BL=captions.token_mask_BL.to(world.device))
         return found["text_BD"].float()  # type: ignore[no-any-return]
 
-    one = torch.zeros(1, dtype=torch.int64)
-    no_image = ImageBatch(one, torch.zeros(1, 3, config.image.size, config.image.size), one)
-    no_caption = CaptionBatch(one, one[None], one[None] == 0, one, one)
     image_ND, image_ids_N = _encode(
         image_batches(split, config=config, mean=mean, std=std, **share),
         encode_images,
-        nothing=no_image,
         world=world,
     )
     text_MD, caption_ids_M = _encode(
         caption_batches(split, config=config, tokenizer=tokenizer, **share),
         encode_captions,
-        nothing=no_caption,
         world=world,
     )
     model.train(was_training)

@@ -129,7 +129,7 @@ def test_labels_of_another_corpus_are_refused(news_world: Path) -> None:
 def test_evaluate_command(news_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "numbers.json"
     evaluate(
-        EvaluateConfig(model=news_world / "teacher/best", split=news_world / "packed/val", json_file=out)
+        EvaluateConfig(model=news_world / "teacher/best", split=str(news_world / "packed/val"), json_file=out)
     )
     shown = capsys.readouterr().out
     assert "21 images, 42 matched captions" in shown
@@ -139,6 +139,6 @@ def test_evaluate_command(news_world: Path, tmp_path: Path, capsys: pytest.Captu
     assert numbers["images"] == 21
 
     with pytest.raises(WeightsError, match="holds no saved model"):
-        evaluate(EvaluateConfig(model=tmp_path, split=news_world / "packed/val"))
+        evaluate(EvaluateConfig(model=tmp_path, split=str(news_world / "packed/val")))
     with pytest.raises(ShardError, match="it holds the packed splits train, val"):
-        evaluate(EvaluateConfig(model=news_world / "teacher/best", split=news_world / "packed"))
+        evaluate(EvaluateConfig(model=news_world / "teacher/best", split=str(news_world / "packed")))

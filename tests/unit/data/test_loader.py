@@ -19,7 +19,7 @@ from promptmeup.data.reader import DamagedSampleError, LabelReader, PackedSplit
 from promptmeup.data.settings import DataConfig
 from promptmeup.data.sources import single, training_order
 from promptmeup.data.transforms import ImageConfig
-from promptmeup.errors import ConfigError, ShardError
+from promptmeup.errors import ConfigError, ShardError, TrainingError
 from promptmeup.records import Batch, SoftLabels
 
 # three workers on a machine with two cores
@@ -286,6 +286,15 @@ def test_workers_outlive_the_signals_of_a_job(split, tokenizer, reference):
     for whole in reference[1:]:
         assert_same([next(running)], whole)
     running.close()
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_is_killed_ends_with_an_error_that_says_what_to_do(split, tokenizer):
+    running = batches(split, tokenizer, workers=2)
+    next(running)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(TrainingError, match=r"a process that reads data died: .*Killed.* lower data.workers"):
+        list(islice(running, 100))
     assert not multiprocessing.active_children()
 
 
