@@ -6,7 +6,6 @@ right behind the photo (63 thousand samples/s on a warm cache, parsed, where str
 
 import mmap
 import os
-import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import lru_cache
@@ -97,12 +96,13 @@ class PackedSplit:
         self.folder = folder
         self.manifest = shard_format.read_manifest(folder)
         self.remote = remote
-        self._opened_at = time.time_ns()
+        self._written_at: list[int] = []  # by shard; not the clock, which may differ from the file server's
         if remote is None:
             for number in range(len(self.manifest.shards)):
-                problem = self._problem(number)
+                problem, written_at = self._look(number)
                 if problem:
                     raise ShardError(f"{problem}; restore it, or pack the corpus again")
+                self._written_at.append(written_at)
         self.index = _load_rows(folder / "index.npy", shard_format.INDEX_DTYPE, self.manifest.samples)
         self.pairs = _load_rows(folder / "pairs.npy", shard_format.PAIR_DTYPE, self.manifest.pairs)
         self.shard_pairs = tuple(entry.pairs for entry in self.manifest.shards)
@@ -144,18 +144,24 @@ class PackedSplit:
     def _path(self, shard: int) -> Path:
         return self.folder / self.manifest.shards[shard].name
 
-    def _problem(self, shard: int) -> str:
-        """Return what is wrong with a shard's file as a whole, or nothing."""
+    def _look(self, shard: int) -> tuple[str, int]:
+        """Return what is wrong with a shard's file as a whole, or nothing; and when it was written to."""
         path, expected = self._path(shard), self.manifest.shards[shard].bytes
         try:
             found = path.stat()
         except FileNotFoundError:
-            return f"{path} is missing"
-        if found.st_size != expected:
-            return f"{path} has {found.st_size} bytes, the manifest says {expected}: it was changed or not copied whole"
-        if found.st_mtime_ns > self._opened_at:
-            return f"{path} was written to after it was opened"
-        return ""
+            return f"{path} is missing", 0
+        if found.st_size == expected:
+            return "", found.st_mtime_ns
+        problem = f"{path} has {found.st_size} bytes, the manifest says {expected}: it was changed or not copied whole"
+        return problem, found.st_mtime_ns
+
+    def _problem(self, shard: int) -> str:
+        """Return what has become of a shard's file since it was opened, or nothing."""
+        problem, written_at = self._look(shard)
+        if not problem and shard < len(self._written_at) and written_at != self._written_at[shard]:
+            return f"{self._path(shard)} was written to after it was opened"
+        return problem
 
     def _file(self, shard: int) -> int:
         """Return an open descriptor. One inherited by a fork does as well: `pread` moves no position."""
