@@ -169,6 +169,15 @@ class Batch:
         """Return the batch in page-locked memory; a DataLoader with `pin_memory` calls this by its name."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Say of every tensor that work on `stream` uses it, before its memory may be given away."""
+
+        def recorded(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._map(recorded)
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         from torch import Tensor
 

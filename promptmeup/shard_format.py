@@ -16,7 +16,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,23 @@ class Manifest:
     schema: int = SCHEMA
 
 
+def describe_split(
+    folder: Path, shards: Sequence[ShardEntry], *, rejects: dict[str, int], packed_with: dict[str, Any]
+) -> Manifest:
+    """Return the manifest of the split in `folder`, whose tables are written, with the totals of its shards."""
+    return Manifest(
+        split=folder.name,
+        shards=tuple(shards),
+        fingerprint=corpus_fingerprint(tuple(shards)),
+        samples=sum(entry.samples for entry in shards),
+        pairs=sum(entry.pairs for entry in shards),
+        matched_pairs=sum(entry.matched_pairs for entry in shards),
+        rejects=rejects,
+        tables=file_entries(folder, TABLES),
+        packed_with=packed_with,
+    )
+
+
 def corpus_fingerprint(shards: tuple[ShardEntry, ...]) -> str:
     """Return 16 hex digits over every shard's name and hash."""
     text = "".join(f"{entry.name} {entry.sha256}\n" for entry in shards)
@@ -194,7 +211,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / "manifest.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError as error:
         known = sorted(p.parent.name for p in folder.glob("*/manifest.json"))
         way_out = (
@@ -203,11 +220,24 @@ def read_manifest(folder: Path) -> Manifest:
             else "run shards/pack.py, or rerun it if it was stopped"
         )
         raise ShardError(f"{folder} is not a packed split (no manifest.json); {way_out}") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ShardError(f"cannot read {path}: {error}; pack the corpus again") from error
+    return parse_manifest(content, where=str(path))
+
+
+def parse_manifest(content: bytes, *, where: str) -> Manifest:
+    """Return the manifest that the file `where` holds.
+
+    Raises:
+        ShardError: it is damaged, or of another schema.
+    """
+    try:
+        data = json.loads(content)
+    except ValueError as error:
+        raise ShardError(f"cannot read {where}: {error}; pack the corpus again") from error
     if data.get("schema") != SCHEMA:
         raise ShardError(
-            f"{path} has format version {data.get('schema')!r}, this program reads {SCHEMA}; "
+            f"{where} has format version {data.get('schema')!r}, this program reads {SCHEMA}; "
             "pack the corpus again with this version"
         )
     return manifest_of(data)

@@ -21,10 +21,10 @@ def places(shares: Sequence[float]) -> tuple[int, ...]:
     """Return how many of a block's places each share gets: at least one, by largest remainder."""
     exact = np.array(shares) / sum(shares) * BLOCK
     counts = np.maximum(np.floor(exact).astype(int), 1)
-    for _ in range(abs(BLOCK - int(counts.sum()))):
-        counts[np.argmax(exact - counts) if counts.sum() < BLOCK else np.argmax(counts)] += np.sign(
-            BLOCK - counts.sum()
-        )
+    while counts.sum() < BLOCK:
+        counts[np.argmax(exact - counts)] += 1
+    while counts.sum() > BLOCK:
+        counts[np.argmax(counts)] -= 1
     return tuple(counts.tolist())
 
 

@@ -1,7 +1,6 @@
 """Batches on their way to an accelerator: copied beside the computation, colours changed there."""
 
 from collections.abc import Iterator
-from dataclasses import fields
 
 import torch
 
@@ -24,15 +23,5 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
             moved = color_images(batch.to(device))
         current = torch.cuda.current_stream(device)
         current.wait_stream(stream)
-        for tensor in tensors(moved):
-            # the memory was taken on the side stream: it must not be given away before this one is done with it
-            tensor.record_stream(current)
+        moved.record_stream(current)  # its memory was taken on the side stream
         yield moved
-
-
-def tensors(batch: Batch) -> Iterator[torch.Tensor]:
-    """Yield every tensor of a batch."""
-    for part in (batch, batch.object_labels, batch.image_labels):
-        if part is not None:
-            values = (getattr(part, field.name) for field in fields(part))
-            yield from (value for value in values if isinstance(value, torch.Tensor))

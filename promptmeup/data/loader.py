@@ -4,6 +4,7 @@ The main process walks along the order and hands out slices of pair rows; a work
 augments and collates one slice. What a batch holds depends on its position in the order alone.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,6 +29,10 @@ SUBSTITUTES = 16
 """Pairs tried in place of a damaged one before the shards are given up."""
 
 
+_Place = tuple[int, int, Stored | DamagedSampleError]
+"""A pair: number of its split, row of the split's pairs.npy, and what its shard holds of it."""
+
+
 @dataclass(frozen=True)
 class _PairMaker:
     """Makes the batch of a slice of the order."""
@@ -39,13 +44,16 @@ class _PairMaker:
     color: bool
     """whether colours are changed here, and not later on the device"""
 
-    def example(self, position: int, row: int, stored: Stored) -> Example:
-        """Return pair `row`, augmented; the chance in it depends on its `position` in the order.
+    def example(self, position: int, place: _Place) -> Example:
+        """Return a pair, augmented; the chance in it depends on its `position` in the order.
 
         Raises:
-            ShardError: the photo cannot be decoded, or it is another one than the index says.
+            DamagedSampleError: it cannot be read or decoded.
+            ShardError: its whole shard has vanished or was changed.
         """
-        number, own_row = self.sources.find(row)
+        number, own_row, stored = place
+        if isinstance(stored, DamagedSampleError):
+            raise stored
         split, pair = self.sources.splits[number], self.sources.splits[number].pairs[own_row]
         sample, record = stored.sample, stored.record
         image_CHW = decoded(split, stored)
@@ -69,38 +77,24 @@ class _PairMaker:
             image_label=labels.image(sample) if labels else None,
         )
 
-    def read(self, rows: NDArray[np.int64]) -> list[Stored | DamagedSampleError]:
+    def read(self, rows: NDArray[np.int64]) -> list[_Place]:
         """Read the samples of pair rows, in order."""
-        found = [self.sources.find(row) for row in rows.tolist()]
-        numbers = np.array([number for number, _ in found])
-        stored: list[Stored | DamagedSampleError] = [None] * len(found)  # type: ignore[list-item]
+        numbers, own_rows = self.sources.find(rows)
+        places: dict[int, _Place] = {}
         for number, split in enumerate(self.sources.splits):
-            places = np.flatnonzero(numbers == number)
-            own_rows = np.array([found[place][1] for place in places], dtype=np.int64)
-            samples = split.pairs["sample"][own_rows]
-            for place, sample in zip(
-                places.tolist(), split.read(samples, checksums=self.config.checksums), strict=True
-            ):
-                stored[place] = sample
-        return stored
-
-    def made(
-        self, position: int, row: int, stored: Stored | DamagedSampleError
-    ) -> Example | DamagedSampleError:
-        """Return the example, or what is wrong with it."""
-        if isinstance(stored, DamagedSampleError):
-            return stored
-        try:
-            return self.example(position, row, stored)
-        except DamagedSampleError as error:
-            return error
+            mine = np.flatnonzero(numbers == number)
+            samples = split.pairs["sample"][own_rows[mine]]
+            found = split.read(samples, checksums=self.config.checksums)
+            for place, stored in zip(mine.tolist(), found, strict=True):
+                places[place] = number, int(own_rows[place]), stored
+        return [places[place] for place in range(len(rows))]
 
     def substitute(self, position: int, damage: DamagedSampleError) -> tuple[Example, Substitute]:
         """Return another pair for the slot at `position`: the same one on any number of ranks and workers."""
         for attempt in range(SUBSTITUTES):
-            row = self.sources.stream.substitute(position, attempt)
-            example = self.made(position, row, *self.read(np.array([row])))
-            if isinstance(example, Example):
+            (place,) = self.read(np.array([self.sources.stream.substitute(position, attempt)]))
+            with contextlib.suppress(DamagedSampleError):
+                example = self.example(position, place)
                 return example, Substitute(
                     position, damage.shard, damage.key, damage.offset, damage.reason, example.key
                 )
@@ -112,10 +106,11 @@ class _PairMaker:
     def __call__(self, item: tuple[int, NDArray[np.int64]]) -> Batch:
         start, rows = item
         examples, substitutes = [], []
-        for i, (row, stored) in enumerate(zip(rows.tolist(), self.read(rows), strict=True)):
-            example = self.made(start + i, row, stored)
-            if isinstance(example, DamagedSampleError):
-                example, substitute = self.substitute(start + i, example)
+        for position, place in enumerate(self.read(rows), start):
+            try:
+                example = self.example(position, place)
+            except DamagedSampleError as damage:
+                example, substitute = self.substitute(position, damage)
                 substitutes.append(substitute)
             examples.append(example)
         batch = collate(
@@ -198,7 +193,7 @@ def train_batches(
     to its position for every batch it has used.
 
     Args:
-        start_pairs: pairs consumed so far by all ranks together (`RunState.pairs`).
+        start_pairs: pairs consumed so far by all ranks together (`RunState.pairs_consumed`).
         device: where the batches are wanted; on a GPU, colours are changed there.
 
     Raises:

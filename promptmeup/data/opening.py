@@ -1,13 +1,12 @@
 """Opening a packed split where it is: in a folder, or at a URL, from where it is staged to this node."""
 
-import json
 from pathlib import Path
 
 from promptmeup.data.reader import PackedSplit
 from promptmeup.data.remote import RemoteFolder, StagingConfig, is_remote
 from promptmeup.data.staging import ShardCache
 from promptmeup.errors import ShardError
-from promptmeup.shard_format import labels_folder, manifest_of, read_label_manifest, write_atomically
+from promptmeup.shard_format import labels_folder, parse_manifest, read_label_manifest, write_atomically
 
 
 def open_split(location: str, cache: StagingConfig) -> PackedSplit:
@@ -25,16 +24,12 @@ def open_split(location: str, cache: StagingConfig) -> PackedSplit:
     remote = RemoteFolder(location, cache)
     try:
         content = remote.read("manifest.json")
-        manifest = manifest_of(json.loads(content))
     except FileNotFoundError as error:
         raise ShardError(
             f"{remote.shown} is not a packed split (no manifest.json there); give the URL of one split, such as "
             "s3://bucket/packed/train, or copy the folder again, manifest.json last"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(
-            f"cannot read {remote.shown}/manifest.json: {error}; copy the folder again"
-        ) from error
+    manifest = parse_manifest(content, where=f"{remote.shown}/manifest.json")
     shards = ShardCache(remote, manifest.fingerprint)
     folder = shards.path("manifest.json").parent
     try:

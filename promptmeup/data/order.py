@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from promptmeup.data.spread import apart, apart_from_before, share, spread, uniform
+from promptmeup.data.spread import apart, apart_from_before, spread, uniform
 
 ORDER_VERSION = 2
 """Raise it whenever the same seed would give another order: old checkpoints are then refused."""
@@ -180,7 +180,7 @@ class Order:
     def _make_window(self, epoch: int, number: int) -> NDArray[np.int64]:
         rows, images = self._mixed(epoch, number)
         last = self.num_windows - 1
-        if number == 0 and epoch > 0 and share(self._shards(epoch, 0), self._shards(epoch - 1, last)):
+        if number == 0 and epoch > 0 and np.isin(self._shards(epoch, 0), self._shards(epoch - 1, last)).any():
             # only the last third of the window before counts, and nothing below changes a last third: epochs
             # do not depend on all earlier ones
             _, before = self._mixed(epoch - 1, last)

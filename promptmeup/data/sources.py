@@ -67,21 +67,17 @@ class Sources:
 
     @cached_property
     def stream(self) -> Stream:
-        """The order of all pairs; made anew in a process that is started, shared with one that is forked."""
+        """The order of all pairs."""
         return self.orders[0] if len(self.orders) == 1 else Blend(self.orders, self.shares, seed=self.seed)
 
     @cached_property
     def _first_row(self) -> NDArray[np.int64]:
         return np.cumsum([0, *(len(split.pairs) for split in self.splits)])
 
-    def find(self, row: int) -> tuple[int, int]:
-        """Return the split that a row of the stream belongs to, and its row there."""
-        number = int(np.searchsorted(self._first_row, row, side="right")) - 1
-        return number, row - int(self._first_row[number])
-
-    def __getstate__(self) -> dict[str, Any]:
-        names = ("splits", "shares", "seed", "window", "pairs", "labels")
-        return {name: getattr(self, name) for name in names}
+    def find(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the splits that rows of the stream belong to, and the rows there."""
+        numbers = np.searchsorted(self._first_row, rows, side="right") - 1
+        return numbers, rows - self._first_row[numbers]
 
 
 def single(

@@ -17,11 +17,6 @@ def uniform(source: np.random.Philox, count: int) -> NDArray[np.float64]:
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def share(first: NDArray[np.int64], second: NDArray[np.int64]) -> bool:
-    """Return whether the two have an element in common."""
-    return bool(np.isin(first, second).any())
-
-
 def spread(image_ids_N: NDArray[np.int64], source: np.random.Philox) -> NDArray[np.int64]:
     """Return a random permutation [N] in which the pairs of one image lie far apart.
 

@@ -8,6 +8,7 @@ through a generator that the caller seeds for each pair: workers and ranks have 
 import io
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -57,9 +58,6 @@ class View:
     height: int
     width: int
     flip: bool = False
-
-
-GRAY = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision
 
 
 def decode(data: bytes | memoryview) -> Tensor:
@@ -146,6 +144,9 @@ def has_area(boxes_M4: NDArray[np.float32]) -> NDArray[np.bool_]:
     return result
 
 
+GRAY = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision
+
+
 def draw_color(amount: float, random: np.random.Generator) -> NDArray[np.float32]:
     """Return factors [3] of brightness, contrast and saturation, drawn from [1 - amount, 1 + amount]."""
     return random.uniform(1 - amount, 1 + amount, size=3).astype(np.float32)
@@ -184,7 +185,11 @@ def color_images(batch: Batch) -> Batch:
 
 def normalise(images_BCSS: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Return uint8 images as float32, shifted and scaled by channel; `mean` and `std` are for [0, 1]."""
-    mean_C11, scale_C11 = (
-        torch.tensor(v, device=images_BCSS.device).view(-1, 1, 1) * 255 for v in (mean, std)
-    )
-    return images_BCSS.float().sub_(mean_C11).div_(scale_C11)
+    device = images_BCSS.device
+    return images_BCSS.float().sub_(_per_channel(mean, device)).div_(_per_channel(std, device))
+
+
+@lru_cache(maxsize=8)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return [C, 1, 1] for [0, 255]; kept, or every step would copy them to the device."""
+    return torch.tensor(values, device=device).view(-1, 1, 1) * 255

@@ -10,14 +10,7 @@ from promptmeup.packing.parts import read_part
 from promptmeup.packing.rejects import BOX_REASONS, Books, read_rejects, write_rejects
 from promptmeup.packing.writer import ShardContents, write_index
 from promptmeup.records import Reject
-from promptmeup.shard_format import (
-    TABLES,
-    Manifest,
-    corpus_fingerprint,
-    file_entries,
-    write_atomically,
-    write_manifest,
-)
+from promptmeup.shard_format import Manifest, describe_split, write_atomically, write_manifest
 
 
 @dataclass(frozen=True)
@@ -58,18 +51,8 @@ def finish_split(
     if packed_with["entities"] is not None:
         write_atomically(folder / "entities.tsv", gathered.vocabulary.tsv().encode())
     write_rejects(folder / "rejects.jsonl", rejects)
-    shards = tuple(contents.entry for contents in gathered.contents)
-    manifest = Manifest(
-        split=folder.name,
-        shards=shards,
-        fingerprint=corpus_fingerprint(shards),
-        samples=sum(entry.samples for entry in shards),
-        pairs=sum(entry.pairs for entry in shards),
-        matched_pairs=sum(entry.matched_pairs for entry in shards),
-        rejects=dict(books.pairs),
-        tables=file_entries(folder, TABLES),
-        packed_with=packed_with,
-    )
+    shards = [contents.entry for contents in gathered.contents]
+    manifest = describe_split(folder, shards, rejects=dict(books.pairs), packed_with=packed_with)
     write_manifest(folder, manifest)
     for temporary in folder.glob(".*.tmp"):  # left by processes that were killed
         temporary.unlink(missing_ok=True)

@@ -321,11 +321,9 @@ def _datasets(training: Sequence[PackedSplit], val: PackedSplit | None) -> list[
     splits = [(split, "training") for split in training] + ([(val, "validation")] if val else [])
     return [
         TrackedDataset(
-            name=os.path.join(
-                *(Path(packed.remote.remote.url) if packed.remote else packed.folder).parts[-2:]
-            ),
+            name="/".join(packed.location.split("/")[-2:]),
             digest=packed.manifest.fingerprint,
-            source=packed.remote.remote.shown if packed.remote else str(packed.folder.resolve()),
+            source=packed.location,
             context=context,
         )
         for packed, context in splits

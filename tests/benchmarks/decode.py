@@ -6,7 +6,7 @@ least as long as the square's. One process, one thread, whole photos.
 
 import io
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def by_torchvision(jpeg: bytes, size: int) -> Tensor:
     )
 
 
-def _by_pillow(jpeg: bytes, size: int, *, draft: bool) -> Tensor:
+def by_pillow(jpeg: bytes, size: int, *, draft: bool) -> Tensor:
     with Image.open(io.BytesIO(jpeg)) as image:
         if draft:
             image.draft("RGB", (size, size))
@@ -45,33 +45,18 @@ def _by_pillow(jpeg: bytes, size: int, *, draft: bool) -> Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
-def by_pillow(jpeg: bytes, size: int) -> Tensor:
-    return _by_pillow(jpeg, size, draft=False)
-
-
-def by_pillow_draft(jpeg: bytes, size: int) -> Tensor:
-    return _by_pillow(jpeg, size, draft=True)
-
-
-def _by_simplejpeg(jpeg: bytes, size: int, **scale: Any) -> Tensor:
+def by_simplejpeg(jpeg: bytes, size: int, *, scaled: bool) -> Tensor:
+    scale = {"min_height": size, "min_width": size, "min_factor": 1} if scaled else {}
     pixels = require("simplejpeg", "simplejpeg").decode_jpeg(jpeg, colorspace="RGB", **scale)
     return _resized(torch.from_numpy(pixels).permute(2, 0, 1), size)
 
 
-def by_simplejpeg(jpeg: bytes, size: int) -> Tensor:
-    return _by_simplejpeg(jpeg, size)
-
-
-def by_simplejpeg_scaled(jpeg: bytes, size: int) -> Tensor:
-    return _by_simplejpeg(jpeg, size, min_height=size, min_width=size, min_factor=1)
-
-
 DECODERS: dict[str, Callable[[bytes, int], Tensor]] = {
     "torchvision": by_torchvision,
-    "Pillow": by_pillow,
-    "Pillow, draft": by_pillow_draft,
-    "simplejpeg": by_simplejpeg,
-    "simplejpeg, scaled": by_simplejpeg_scaled,
+    "Pillow": partial(by_pillow, draft=False),
+    "Pillow, draft": partial(by_pillow, draft=True),
+    "simplejpeg": partial(by_simplejpeg, scaled=False),
+    "simplejpeg, scaled": partial(by_simplejpeg, scaled=True),
 }
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import multiprocessing
 import os
 import tempfile
@@ -72,18 +71,8 @@ def write_split(folder: Path, *, samples: int) -> Path:
         write_shard(path, map(sample, range(first, min(first + SHARD, samples))))
         shards.append(read_shard(path))
     write_index(folder, shards)
-    entries = tuple(shard.entry for shard in shards)
-    manifest = sf.Manifest(
-        "train",
-        entries,
-        sf.corpus_fingerprint(entries),
-        samples,
-        samples,
-        samples,
-        {},
-        sf.file_entries(folder, sf.TABLES),
-    )
-    sf.write_manifest(folder, manifest)
+    entries = [shard.entry for shard in shards]
+    sf.write_manifest(folder, sf.describe_split(folder, entries, rejects={}, packed_with={}))
     return folder
 
 
@@ -198,7 +187,7 @@ def load_stock(folder: Path, config: DataConfig, tokens: TextTokenizer) -> Itera
     random = np.random.default_rng(0)
 
     def example(sample: tuple[bytes, bytes]) -> Example:
-        record = json.loads(sample[1])
+        record = orjson.loads(sample[1])
         image_CHW = decode(sample[0])
         boxes = [[box["x0"], box["y0"], box["x1"], box["y1"]] for box in record["boxes"]]
         view = draw_view(image_CHW.shape[1], image_CHW.shape[2], config.image, random)

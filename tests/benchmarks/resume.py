@@ -58,10 +58,7 @@ def write_corpus(folder: Path) -> None:
     pairs["image_id"] = pairs["caption_id"] = index["image_id"][pairs["sample"]]
     np.save(folder / "index.npy", index)
     np.save(folder / "pairs.npy", pairs)
-    fingerprint = sf.corpus_fingerprint(tuple(entries))
-    counts = len(index), len(pairs), len(pairs)
-    manifest = sf.Manifest("train", tuple(entries), fingerprint, *counts, rejects={}, tables=())
-    sf.write_manifest(folder, manifest)
+    sf.write_manifest(folder, sf.describe_split(folder, entries, rejects={}, packed_with={}))
 
 
 def forget(folder: Path) -> None:
@@ -96,13 +93,12 @@ sources = single(PackedSplit(Path(folder)), seed=0, window=config.window)
 batches = train_batches(
     sources, config=config, tokenizer=tokens, start_pairs=position, global_batch=batch, rank=0, size=1,
 )
-opened = time.perf_counter() - began
 first = next(batches)
 seconds = time.perf_counter() - began
 assert len(first) == batch
 for _ in range(20):
     next(batches)
-print(json.dumps({"seconds": seconds, "opened": opened, "mb": megabytes("VmHWM") - before}))
+print(json.dumps({"seconds": seconds, "mb": megabytes("VmHWM") - before}))
 """
 
 

@@ -153,18 +153,8 @@ def write_packed_split(
         shards.append(sf.ShardEntry(path.name, *counts, path.stat().st_size, sf.file_sha256(path)))
     sf.write_array(folder / "index.npy", np.array(index, dtype=sf.INDEX_DTYPE))
     sf.write_array(folder / "pairs.npy", np.array(pairs, dtype=sf.PAIR_DTYPE))
-    manifest = sf.Manifest(
-        split=folder.name,
-        shards=tuple(shards),
-        fingerprint=sf.corpus_fingerprint(tuple(shards)),
-        samples=len(index),
-        pairs=len(pairs),
-        matched_pairs=sum(pair[2] == pair[3] for pair in pairs),
-        rejects={},
-        tables=sf.file_entries(folder, sf.TABLES),
-        packed_with={"photos": {}, "boxes": {}, "entities": None},
-    )
-    sf.write_manifest(folder, manifest)
+    made = {"photos": {}, "boxes": {}, "entities": None}
+    sf.write_manifest(folder, sf.describe_split(folder, shards, rejects={}, packed_with=made))
     if labels is not None:
         write_labels(folder, labels, seed=seed)
     return folder

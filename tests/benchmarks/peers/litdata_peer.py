@@ -5,10 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from promptmeup.data.reader import PackedSplit
-from tests.benchmarks.peers.peer import Job, Keys, members, require, sample_key, touch
+from tests.benchmarks.peers.peer import Job, Keys, collate_keys, count_samples, members, require
 
 SEED = 0
 
@@ -37,12 +35,7 @@ def read(folder: Path, *, epochs: int = 1) -> int:
     A local folder is read in place through memory maps, without a copy to its cache; that is its default.
     """
     dataset = _litdata().StreamingDataset(str(folder), shuffle=True, seed=SEED)
-    samples = (sample for _ in range(epochs) for sample in dataset)
-    return sum(1 for sample in samples if touch(sample["jpeg"]) and orjson.loads(sample["json"]))
-
-
-def _collate(samples: list[dict[str, bytes]]) -> Keys:
-    return [sample_key(sample["jpeg"], sample["json"]) for sample in samples]
+    return count_samples(dataset, epochs=epochs)
 
 
 class _Loader:
@@ -51,7 +44,7 @@ class _Loader:
         # its default for several ranks; said for one as well, since a state of the other kind is refused
         dataset = litdata.StreamingDataset(str(job.folder), shuffle=True, seed=SEED, drop_last=True)
         self._loader = litdata.StreamingDataLoader(
-            dataset, batch_size=job.local_batch, num_workers=job.workers, collate_fn=_collate
+            dataset, batch_size=job.local_batch, num_workers=job.workers, collate_fn=collate_keys
         )
         if job.states:
             self._loader.load_state_dict(job.states[job.rank % len(job.states)])

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from promptmeup.data.reader import PackedSplit
-from tests.benchmarks.peers.peer import Job, Keys, members, require, sample_key, touch
+from tests.benchmarks.peers.peer import Job, Keys, collate_keys, count_samples, members, require
 
 PACKAGE = "mosaicml-streaming"
 SEED = 0
@@ -53,12 +51,7 @@ def read(folder: Path, *, epochs: int = 1) -> int:
         batch_size=READ_BATCH,
         predownload=1 << 20,
     )
-    samples = (sample for _ in range(epochs) for sample in dataset)
-    return sum(1 for sample in samples if touch(sample["jpeg"]) and orjson.loads(sample["json"]))
-
-
-def _collate(samples: list[dict[str, bytes]]) -> Keys:
-    return [sample_key(sample["jpeg"], sample["json"]) for sample in samples]
+    return count_samples(dataset, epochs=epochs)
 
 
 class _Loader:
@@ -72,7 +65,7 @@ class _Loader:
             batch_size=job.local_batch,
         )
         self._loader = streaming.StreamingDataLoader(
-            self._dataset, batch_size=job.local_batch, num_workers=job.workers, collate_fn=_collate
+            self._dataset, batch_size=job.local_batch, num_workers=job.workers, collate_fn=collate_keys
         )
         # it counts the samples of a batch by looking at its first field; ours is a plain list
         self._loader._get_batch_size = len

@@ -3,17 +3,16 @@
 import importlib
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import orjson
+
 from promptmeup.data.reader import PackedSplit
 from promptmeup.data.transforms import decode
-
-EXTRA = "bench"
-"""the extra of setup.cfg that installs the peers"""
 
 Keys = list[str]
 """keys of the samples of one batch, in its order"""
@@ -33,7 +32,8 @@ def require(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingPeerError(
-            f"{package} cannot be imported (no module {error.name!r}); install the extra {EXTRA!r}"
+            f"{package} cannot be imported (no module {error.name!r}); `make bench-loader` installs it, from "
+            "requirements-bench.lock"
         ) from error
 
 
@@ -92,7 +92,18 @@ class Peer(Protocol):
 
 def touch(data: bytes | memoryview) -> int:
     """Look at every page of `data`, so that nobody is fast by handing out what has not been read."""
-    return len(data[::4096].tobytes() if isinstance(data, memoryview) else data[::4096])
+    return len(bytes(data[::4096]))
+
+
+def count_samples(dataset: Iterable[dict[str, bytes]], *, epochs: int) -> int:
+    """Iterate `dataset` for some epochs, looking at every photo and parsing every record; return how many came."""
+    samples = (sample for _ in range(epochs) for sample in dataset)
+    return sum(1 for sample in samples if touch(sample["jpeg"]) and orjson.loads(sample["json"]))
+
+
+def collate_keys(samples: list[dict[str, bytes]]) -> Keys:
+    """Decode the samples of a batch and return their keys."""
+    return [sample_key(sample["jpeg"], sample["json"]) for sample in samples]
 
 
 def sample_key(jpeg: bytes, record: bytes) -> str:
