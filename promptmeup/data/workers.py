@@ -92,9 +92,16 @@ def _iterate(loader: DataLoader[Any]) -> Generator[Any, None, None]:
             if isinstance(made, UserError):
                 raise made
             yield made
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, OSError, EOFError) as error:
+        # where a batch of the dead worker was under way, its memory cannot be fetched any more: no RuntimeError;
+        # an error that a living worker met begins with "Caught"
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
+        if str(error).startswith("Caught"):
+            raise
+        # it may have died with the lock of the common queue, for which the others wait, deaf to SIGTERM
+        for worker in getattr(getattr(loader, "_iterator", None), "_workers", ()):
+            worker.kill()
         raise TrainingError(
             f"a process that reads data died: {error}. Killed: the node's memory ran out, lower data.workers or "
             "data.prefetch. Bus error: /dev/shm is full, or a shard was cut short while it was read. Start the same "

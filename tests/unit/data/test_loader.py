@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import fields, replace
 from itertools import islice
 
@@ -292,9 +293,12 @@ def test_workers_outlive_the_signals_of_a_job(split, tokenizer, reference):
 def test_a_worker_that_is_killed_ends_with_an_error_that_says_what_to_do(split, tokenizer):
     running = batches(split, tokenizer, workers=2)
     next(running)
-    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    victim, stuck = (worker.pid for worker in multiprocessing.active_children())
+    os.kill(stuck, signal.SIGSTOP)  # as where it waits for a lock that died with the other one
+    threading.Timer(0.2, os.kill, (victim, signal.SIGKILL)).start()  # wherever it is then
     with pytest.raises(TrainingError, match=r"a process that reads data died: .*Killed.* lower data.workers"):
-        list(islice(running, 100))
+        for _ in running:
+            pass
     assert not multiprocessing.active_children()
 
 
