@@ -222,44 +222,11 @@ class Banks:
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """Rows of all ranks in the order of the global rank; gradients flow back to the rank that owns a row.
-
-    This rank's own rows are ``[offset : offset + B]``. Objects and relations are there when the student
-    computed them and the batch has labels for them.
-    """
-
-    offset: int
-    image_GD: Tensor
-    text_GD: Tensor
-    image_ids_G: Tensor
-    caption_ids_G: Tensor
-    object_GMD: Tensor | None = None
-    object_keep_GM: Tensor | None = None
-    """bool; true where an object is there, covers a patch and has a label that counts"""
-    relation_GD: Tensor | None = None
-    relation_keep_G: Tensor | None = None
-    """bool; true where the image has a label that counts"""
-
-
-@dataclass(frozen=True)
 class Term:
-    """One loss on this rank: the sum over its valid rows and their number (a float tensor, no gradient)."""
+    """A loss of single rows, or a metric, on this rank: the sum over its valid rows and their number."""
 
     sum: Tensor
     count: Tensor
-
-
-@dataclass(frozen=True)
-class LossTerms:
-    """All losses of one step on this rank, by name (image_text, object_entity, image_relation, matching)."""
-
-    terms: dict[str, tuple[Term, ...]]
-    """a loss is the plain average of its parts' world means (the two directions of a contrast, say)"""
-    weights: dict[str, float]
-    """of each loss in the total"""
-    metrics: dict[str, Term]
-    """watched, never trained on: no gradient"""
 
 
 @dataclass

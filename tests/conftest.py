@@ -9,6 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+if not os.environ["CUDA_VISIBLE_DEVICES"]:
+    # Triton decides when it is imported: kernels run in its interpreter, on a CPU
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch
 

@@ -1,15 +1,19 @@
-"""All losses of a step, from the student's features and the rows of all ranks."""
+"""All losses of a step, from the student's features, as means over the world."""
 
+from dataclasses import dataclass
 from typing import Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from promptmeup.config import Config
-from promptmeup.losses.contrastive import image_text
+from promptmeup.losses.contrast import Pair, contrast
+from promptmeup.losses.exchange import Columns, Exchange
+from promptmeup.losses.image_text import IdPair
 from promptmeup.losses.matching import matching
-from promptmeup.losses.soft_label import dense, harden, soft_label_contrast
-from promptmeup.records import Banks, Batch, Features, Gathered, LossTerms, SoftLabels, Term
+from promptmeup.losses.soft_label import LabelPair, hardest, spread
+from promptmeup.records import Banks, Batch, Features, SoftLabels, Term
 
 
 class LossWeights(Config):
@@ -37,97 +41,116 @@ class LossConfig(Config):
         return self
 
 
-def _label_metrics(name: str, *, q_NK: Tensor, keep_N: Tensor, present_N: Tensor) -> dict[str, Term]:
+@dataclass(frozen=True)
+class Losses:
+    """What a step goes on with."""
+
+    local: Tensor
+    """for backward, float64; the average of its gradient over the ranks is that of the world's weighted total"""
+    reported: dict[str, Tensor]
+    """float64 scalars, equal on all ranks, no gradient: loss/total, loss/NAME, and the metrics by name"""
+
+
+def captions_to_send(batch: Batch, exchange: Exchange, *, dtype: torch.dtype | None = None) -> Columns:
+    """Return what takes a batch's captions to all ranks; hand it their vectors as soon as they are there.
+
+    Args:
+        batch: this rank's; of the same size on every rank.
+        exchange: the ranks.
+        dtype: of the vectors on the way and of the products of the image-text contrast; None: as they are.
+    """
+    return Columns(exchange, torch.stack([batch.image_ids_B, batch.caption_ids_B], dim=1), dtype=dtype)
+
+
+def _label_metrics(
+    name: str, labels: SoftLabels, *, keep_N: Tensor, present_N: Tensor, num_prompts: int
+) -> dict[str, Term]:
     """Return what tells a teacher that says little: mean entropy in nats, share kept, top prompt's share.
 
     The top share is each rank's own (an upper bound of the world's), so that no histogram is exchanged.
     """
-    q_NK = q_NK.detach()
-    kept = keep_N.sum().to(q_NK.dtype)
-    entropy_N = -q_NK.xlogy(q_NK).sum(1)
-    votes_K = harden(q_NK).where(keep_N[:, None], 0).sum(0)
+    probs_NT, others_N = spread(labels, num_prompts=num_prompts)
+    num_others = num_prompts - probs_NT.shape[1]
+    entropy_N = -probs_NT.xlogy(probs_NT).sum(1) - num_others * others_N.xlogy(others_N)
+    kept = keep_N.sum().double()
+    votes_K = torch.zeros(num_prompts, device=keep_N.device).index_add(0, labels.ids[:, 0], keep_N.float())
     return {
         f"{name}_label_entropy": Term(entropy_N.where(keep_N, 0).sum(), kept),
-        f"{name}_label_kept": Term(kept, present_N.sum().to(q_NK.dtype)),
+        f"{name}_label_kept": Term(kept, present_N.sum().double()),
         f"{name}_label_top_share": Term(votes_K.max(), kept),
     }
 
 
-def _soft_label_terms(
-    student_ND: Tensor,
+def _label_pair(
+    name: str,
+    x_ND: Tensor,
     *,
     labels: SoftLabels,
     present_N: Tensor,
     bank_KD: Tensor,
-    all_student_GD: Tensor,
-    all_keep_G: Tensor,
-    first: int,
     temperature: Tensor,
     hard: bool,
-    name: str,
-) -> tuple[tuple[Term, Term], dict[str, Term]]:
-    """Return row and column term and the labels' metrics; this rank's rows begin at `first` of all."""
-    keep_N = all_keep_G[first : first + len(student_ND)]
-    q_NK = dense(labels, num_prompts=len(bank_KD)).flatten(0, -2)
-    metrics = _label_metrics(name, q_NK=q_NK, keep_N=keep_N, present_N=present_N)
-    parts = soft_label_contrast(
-        student_ND,
-        bank_KD=bank_KD,
-        q_NK=harden(q_NK) if hard else q_NK,
-        keep_N=keep_N,
-        all_student_GD=all_student_GD,
-        all_keep_G=all_keep_G,
-        temperature=temperature,
+) -> tuple[LabelPair, dict[str, Term]]:
+    """Return a contrast with prompts and its labels' metrics; labels are flat, [N, T]."""
+    keep_N = present_N & labels.keep
+    metrics = _label_metrics(name, labels, keep_N=keep_N, present_N=present_N, num_prompts=len(bank_KD))
+    trained_on = hardest(labels) if hard else labels
+    pair = LabelPair(x_ND, bank_KD=bank_KD, labels=trained_on, keep_N=keep_N, temperature=temperature)
+    return pair, metrics
+
+
+def _flat(labels: SoftLabels) -> SoftLabels:
+    num_kept = labels.ids.shape[-1]
+    return SoftLabels(
+        labels.ids.reshape(-1, num_kept), labels.probs.reshape(-1, num_kept), labels.keep.flatten()
     )
-    return parts, metrics
 
 
 def total_loss(
-    features: Features, gathered: Gathered, batch: Batch, banks: Banks | None, config: LossConfig
-) -> LossTerms:
-    """Return every loss that has a weight, as sums over this rank's valid rows.
+    features: Features,
+    columns: Columns,
+    batch: Batch,
+    banks: Banks | None,
+    config: LossConfig,
+    exchange: Exchange,
+) -> Losses:
+    """Return the weighted total of every loss that has a weight; one sum over the ranks carries all of them.
 
-    The features, labels and banks that these losses need must be there; a run checks it when it is built.
+    The features, labels and banks that these losses need must be there; a run checks it when it is built. A
+    loss or metric without a valid row in the world is exactly 0, with no gradient.
 
     Args:
         features: of this rank's batch.
-        gathered: the same of all ranks.
+        columns: the captions, sent (`captions_to_send`).
         batch: this rank's.
         banks: the prompts, on the features' device; None where no loss needs them.
         config: weights and choices.
+        exchange: the ranks.
     """
     weights = {name: weight for name, weight in config.weights.model_dump().items() if weight > 0}
-    terms: dict[str, tuple[Term, ...]] = {}
+    pairs: dict[str, Pair] = {}
     metrics: dict[str, Term] = {}
     if "image_text" in weights:
-        pair = image_text(
+        pairs["image_text"] = image_text = IdPair(
             features.image_BD,
-            text_BD=features.text_BD,
-            gathered=gathered,
+            columns=columns,
             temperature=features.temperature,
             same_image=config.same_image,
         )
-        terms["image_text"] = (pair.image_to_text, pair.text_to_image)
-        metrics["contrastive_accuracy"] = pair.accuracy
     if "object_entity" in weights:
         assert banks is not None, "object_entity without prompts"
         assert batch.object_labels is not None, "object_entity without soft labels"
         assert features.object_BMD is not None, "object_entity without fused features"
         assert features.object_mask_BM is not None
         assert features.object_temperature is not None
-        assert gathered.object_GMD is not None
-        assert gathered.object_keep_GM is not None
-        terms["object_entity"], found = _soft_label_terms(
+        pairs["object_entity"], found = _label_pair(
+            "object",
             features.object_BMD.flatten(0, 1),
-            labels=batch.object_labels,
+            labels=_flat(batch.object_labels),
             present_N=features.object_mask_BM.flatten(),
             bank_KD=banks.entities_KD,
-            all_student_GD=gathered.object_GMD.flatten(0, 1),
-            all_keep_G=gathered.object_keep_GM.flatten(),
-            first=gathered.offset * features.object_BMD.shape[1],
             temperature=features.object_temperature,
             hard=config.hard_labels,
-            name="object",
         )
         metrics |= found
     if "image_relation" in weights:
@@ -135,24 +158,43 @@ def total_loss(
         assert batch.image_labels is not None, "image_relation without soft labels"
         assert features.relation_BD is not None, "image_relation without fused features"
         assert features.relation_temperature is not None
-        assert gathered.relation_GD is not None
-        assert gathered.relation_keep_G is not None
-        terms["image_relation"], found = _soft_label_terms(
+        pairs["image_relation"], found = _label_pair(
+            "relation",
             features.relation_BD,
             labels=batch.image_labels,
-            present_N=batch.image_labels.keep.new_ones(len(features.relation_BD)),
+            present_N=torch.ones_like(batch.image_labels.keep),
             bank_KD=banks.relations_KD,
-            all_student_GD=gathered.relation_GD,
-            all_keep_G=gathered.relation_keep_G,
-            first=gathered.offset,
             temperature=features.relation_temperature,
             hard=config.hard_labels,
-            name="relation",
         )
         metrics |= found
+    terms: dict[str, Term] = {}
     if "matching" in weights:
         assert features.matching_logits_B2 is not None, "matching without fused features"
-        term, accuracy = matching(features.matching_logits_B2, matched_B=batch.matched_B)
-        terms["matching"] = (term,)
+        terms["matching"], accuracy = matching(features.matching_logits_B2, matched_B=batch.matched_B)
         metrics["matching_accuracy"] = accuracy
-    return LossTerms(terms=terms, weights=weights, metrics=metrics)
+
+    riders = [
+        torch.stack([t.sum.detach().double(), t.count.double()]) for t in (*terms.values(), *metrics.values())
+    ]
+    none = torch.zeros(0, 2, dtype=torch.float64, device=features.image_BD.device)
+    means, totals = contrast(
+        tuple(pairs.values()), exchange=exchange, riders=torch.stack(riders) if riders else none
+    )
+    losses = dict(zip(pairs, means, strict=True))
+    world = dict(zip([*terms, *metrics], totals, strict=True))
+    reported = {f"loss/{name}": mean.detach() for name, mean in losses.items()}
+    for name, term in terms.items():
+        total, count = world[name]
+        # the engine averages over ranks, and the sum of all ranks is what the count belongs to
+        losses[name] = exchange.size * term.sum.double() / count.clamp(min=1)
+        reported[f"loss/{name}"] = total / count.clamp(min=1)
+    if "image_text" in pairs:
+        assert image_text.accuracy is not None
+        world["contrastive_accuracy"] = torch.stack([image_text.accuracy.sum, image_text.accuracy.count])
+    for name in world.keys() - terms.keys():
+        total, count = world[name]
+        reported[name] = total / count.clamp(min=1)
+    local = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+    total = torch.stack([weights[name] * reported[f"loss/{name}"] for name in losses]).sum()
+    return Losses(local, {"loss/total": total} | reported)

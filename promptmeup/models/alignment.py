@@ -1,5 +1,6 @@
 """The student, and without its fusion half the teacher: photo and caption -> features for every loss."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -93,6 +94,7 @@ class AlignmentModel(nn.Module):
         token_mask_BL: Tensor | None = None,
         boxes_BM4: Tensor | None = None,
         box_mask_BM: Tensor | None = None,
+        on_text: Callable[[Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Return fields of records.Features.
 
@@ -104,6 +106,8 @@ class AlignmentModel(nn.Module):
             images_BCSS: normalised by `vision.mean` and `vision.std`.
             tokens_BL: int64, with `token_mask_BL`, bool, true on real tokens.
             boxes_BM4: x0, y0, x1, y1 in [0, 1] of the photo, with `box_mask_BM`, bool.
+            on_text: called with `text_BD` before the fusion half runs, so that what starts there is hidden by
+                it; what it returns becomes `text_BD`.
         """
         features: dict[str, Tensor] = {}
         if images_BCSS is not None:
@@ -112,7 +116,8 @@ class AlignmentModel(nn.Module):
         if tokens_BL is not None:
             assert token_mask_BL is not None
             states_BLH = self.text(tokens_BL, token_mask_BL)
-            features["text_BD"] = unit(self.heads.text(self._pool_text(states_BLH, token_mask_BL)))
+            text_BD = unit(self.heads.text(self._pool_text(states_BLH, token_mask_BL)))
+            features["text_BD"] = text_BD if on_text is None else on_text(text_BD)
         assert features, "give photos, captions or both"
         if images_BCSS is None or tokens_BL is None:
             return features

@@ -21,6 +21,7 @@ from promptmeup.data.reader import LabelReader, PackedSplit
 from promptmeup.data.settings import DataConfig
 from promptmeup.data.sources import Sources, shares_of
 from promptmeup.data.text import TextTokenizer
+from promptmeup.distributed.collectives import WorldExchange
 from promptmeup.distributed.engine import EngineConfig, build_engine, compute_dtype, full_weights
 from promptmeup.distributed.world import World, agree, highest, join, leave, ranks_on_node, share_cores
 from promptmeup.errors import ConfigError
@@ -182,6 +183,7 @@ def train(config: PretrainConfig, world: World) -> bool:
         limit=config.data.max_damaged,
         report=report_to(config.out / "damaged.jsonl", rank=world.rank, warn=_warn),
     )
+    exchange = WorldExchange(world)
     stall = StallMeter(
         workers=config.data.workers, cores=len(os.sched_getaffinity(0)), ranks=ranks_on_node(world)
     )
@@ -202,7 +204,7 @@ def train(config: PretrainConfig, world: World) -> bool:
         scale = rate_scale(number, total_steps=total_steps, config=config.optim)
         set_rates(engine.optimizer, peaks=peaks, scale=scale)
         metrics = train_step(
-            engine, batch.to(world.device), banks=banks, losses=config.loss, dtype=dtype, world=world
+            engine, batch.to(world.device), banks=banks, losses=config.loss, dtype=dtype, exchange=exchange
         )
         return metrics | {"lr": torch.tensor(max(peaks) * scale)} | _gradient_norm(engine)
 

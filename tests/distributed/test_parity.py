@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from promptmeup.distributed.collectives import GatherRows, gather, world_means
+from promptmeup.distributed.collectives import WorldExchange
 from promptmeup.distributed.world import World
-from promptmeup.losses.total import LossConfig, LossWeights, total_loss
+from promptmeup.losses.total import LossConfig, Losses, LossWeights, captions_to_send, total_loss
+from promptmeup.records import Batch, Features
 from tests.support.loss_inputs import Inputs, Student, banks, scenarios
 from tests.support.ranks import run_ranks
 
@@ -26,21 +27,26 @@ CONFIGS = {
 LOCAL_METRICS = {"object_label_top_share", "relation_label_top_share"}
 
 
+def _losses(world: World, features: Features, batch: Batch, config: LossConfig) -> Losses:
+    exchange = WorldExchange(world)
+    columns = captions_to_send(batch, exchange)
+    features = replace(features, text_BD=columns.send_one(features.text_BD))
+    return total_loss(features, columns, batch, banks(), config, exchange)
+
+
 def _step(world: World, inputs: Inputs, config: LossConfig) -> Result:
     """Reported values and gradients averaged over ranks, as the engine averages them."""
     student = Student()
     shard = inputs.shard(world.rank, world.size)
-    features, batch = student(shard), shard.batch()
-    terms = total_loss(features, gather(features, batch, world), batch, banks(), config)
-    means = world_means(terms, world)
-    means.local_loss.backward()
+    found = _losses(world, student(shard), shard.batch(), config)
+    found.local.backward()
     gradients = {}
     for name, parameter in student.named_parameters():
         assert parameter.grad is not None, name
         gradients[name] = parameter.grad / world.size
         if world.size > 1:
             dist.all_reduce(gradients[name])
-    return {name: value.item() for name, value in means.reported.items()}, gradients
+    return {name: value.item() for name, value in found.reported.items()}, gradients
 
 
 def _all_steps(world: World) -> dict[tuple[str, str, bool], Result]:
@@ -96,11 +102,11 @@ def _nothing_at_all(world: World) -> Result:
     assert objects is not None
     leaf = objects.detach().requires_grad_()
     features = replace(features, object_BMD=leaf)
-    means = world_means(total_loss(features, gather(features, batch, world), batch, banks(), config), world)
-    means.local_loss.backward()
+    found = _losses(world, features, batch, config)
+    found.local.backward()
     gradients = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
     assert leaf.grad is not None
-    return {"total": means.reported["loss/total"].item()}, gradients | {"objects": leaf.grad}
+    return {"total": found.reported["loss/total"].item()}, gradients | {"objects": leaf.grad}
 
 
 def test_no_valid_row_in_the_world_is_exactly_zero() -> None:
@@ -109,29 +115,34 @@ def test_no_valid_row_in_the_world_is_exactly_zero() -> None:
         assert all(gradient.count_nonzero() == 0 for gradient in gradients.values())
 
 
-def _gather_rows(world: World, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _bare_exchanges(world: World, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    exchange = WorldExchange(world)
     rows = torch.arange(6, dtype=dtype).reshape(3, 2).T + 10 * world.rank  # not contiguous
-    rows = rows.requires_grad_()
-    gathered = GatherRows.apply(rows, world.size)
-    # every rank pulls at every row with its own strength
-    strength = torch.arange(gathered.numel(), dtype=dtype).reshape(gathered.shape) * (world.rank + 1)
-    (gradient,) = torch.autograd.grad((gathered * strength).sum(), rows)
-    return gathered.detach(), gradient
+    gathered = exchange.gather(rows)()
+    back = exchange.scatter_sum(torch.arange(24).to(dtype).reshape(3, 8).T * (world.rank + 1))()
+    kept = torch.full((3,), world.rank + 1.0, dtype=torch.float64)
+    total = exchange.sum(kept)
+    assert kept[0] == world.rank + 1
+    return gathered, back, total
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_gather_orders_by_global_rank_and_sums_gradients(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.uint8])
+def test_exchanges_go_by_global_rank(dtype: torch.dtype) -> None:
     block = torch.tensor([[0, 2, 4], [1, 3, 5]])
     expected = torch.cat([block + 10 * rank for rank in range(4)]).to(dtype)
-    total = torch.arange(24).reshape(8, 3) * (1 + 2 + 3 + 4)
-    for rank, (gathered, gradient) in enumerate(run_ranks(_gather_rows, 4, dtype, ranks_per_node=2)):
+    summed = (torch.arange(24).reshape(3, 8).T * (1 + 2 + 3 + 4)).to(dtype)
+    for rank, (gathered, back, total) in enumerate(run_ranks(_bare_exchanges, 4, dtype, ranks_per_node=2)):
         assert torch.equal(gathered, expected)
-        assert torch.equal(gradient, total[2 * rank : 2 * rank + 2].to(dtype))
+        assert torch.equal(back.to(dtype), summed[2 * rank : 2 * rank + 2])
+        assert total.tolist() == [10, 10, 10]
 
 
-def _exchanges(world: World) -> list[str]:
-    """Names of the collectives of one step."""
+def _collectives(world: World) -> list[str]:
+    """Names of all the collectives of one step."""
     called: list[str] = []
+    names = [
+        name for name in dir(dist) if name.startswith(("all_", "reduce", "broadcast", "scatter", "gather"))
+    ]
 
     def counted(name: str) -> None:
         original = getattr(dist, name)
@@ -142,15 +153,14 @@ def _exchanges(world: World) -> list[str]:
 
         setattr(dist, name, call)
 
-    for name in ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce"):
+    for name in names:
         counted(name)
     shard = scenarios()["plain"].shard(world.rank, world.size)
-    features, batch = Student()(shard), shard.batch()
-    terms = total_loss(features, gather(features, batch, world), batch, banks(), LossConfig())
-    world_means(terms, world).local_loss.backward()
+    _losses(world, Student()(shard), shard.batch(), LossConfig()).local.backward()
     return called
 
 
-def test_one_step_exchanges_four_times() -> None:
-    expected = ["all_gather_into_tensor"] * 2 + ["all_reduce", "reduce_scatter_tensor"]
-    assert run_ranks(_exchanges, 2) == [expected] * 2
+def test_one_step_exchanges_three_times() -> None:
+    # gloo's reduce-scatter: see WorldExchange
+    expected = ["all_gather_into_tensor", "all_reduce", "all_to_all_single"]
+    assert run_ranks(_collectives, 2) == [expected] * 2

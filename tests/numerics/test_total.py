@@ -7,20 +7,25 @@ import pytest
 import torch
 
 from promptmeup.config import ConfigError, load
-from promptmeup.distributed.collectives import gather, world_means
+from promptmeup.distributed.collectives import WorldExchange
 from promptmeup.distributed.world import World
-from promptmeup.losses.total import LossConfig, LossWeights, total_loss
-from promptmeup.records import LossTerms, Term
+from promptmeup.losses.total import LossConfig, Losses, LossWeights, captions_to_send, total_loss
+from promptmeup.records import Banks, Batch, Features
 from tests.numerics import reference
 from tests.support.loss_inputs import ENTITIES, RELATIONS, Inputs, Student, banks, scenarios
 
-ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+ALONE = WorldExchange(World(rank=0, size=1, local_rank=0, device=torch.device("cpu")))
 NAMES = ("image_text", "object_entity", "image_relation", "matching")
 
 
-def _terms(inputs: Inputs, config: LossConfig) -> LossTerms:
-    features, batch = Student()(inputs), inputs.batch()
-    return total_loss(features, gather(features, batch, ALONE), batch, banks(), config)
+def _losses(features: Features, batch: Batch, config: LossConfig, bank: Banks | None = None) -> Losses:
+    columns = captions_to_send(batch, ALONE)
+    features = replace(features, text_BD=columns.send_one(features.text_BD))
+    return total_loss(features, columns, batch, bank, config, ALONE)
+
+
+def _reported(inputs: Inputs, config: LossConfig) -> dict[str, torch.Tensor]:
+    return _losses(Student()(inputs), inputs.batch(), config, banks()).reported
 
 
 def _whole_labels(ids: torch.Tensor, probs: torch.Tensor, num_prompts: int) -> Any:
@@ -36,7 +41,7 @@ def _whole_labels(ids: torch.Tensor, probs: torch.Tensor, num_prompts: int) -> A
 @pytest.mark.parametrize("name", list(scenarios()))
 def test_every_term_equals_reference(name: str, hard: bool) -> None:
     inputs = scenarios()[name]
-    reported = world_means(_terms(inputs, LossConfig(hard_labels=hard)), ALONE).reported
+    reported = _reported(inputs, LossConfig(hard_labels=hard))
     with torch.no_grad():
         features = Student()(inputs)
     assert features.object_BMD is not None
@@ -79,7 +84,7 @@ def test_weight_zero_computes_nothing(name: str) -> None:
     """The student of a switched-off term need not even have its features, nor the batch its labels."""
     weights = LossWeights(**{n: float(n == name) for n in NAMES})
     inputs = scenarios()["plain"]
-    whole = Student()(inputs)
+    features = Student()(inputs)
     needed = {
         "image_text": (),
         "object_entity": ("object_BMD", "object_mask_BM", "object_temperature"),
@@ -87,19 +92,18 @@ def test_weight_zero_computes_nothing(name: str) -> None:
         "matching": ("matching_logits_B2",),
     }
     optional = {field for fields in needed.values() for field in fields} - set(needed[name])
-    features = replace(whole, **dict.fromkeys(optional))
+    features = replace(features, **dict.fromkeys(optional))
     batch = inputs.batch()
     if name != "object_entity":
         batch = replace(batch, object_labels=None)
     if name != "image_relation":
         batch = replace(batch, image_labels=None)
     bank = banks() if name in ("object_entity", "image_relation") else None
-    terms = total_loss(features, gather(features, batch, ALONE), batch, bank, LossConfig(weights=weights))
-    assert set(terms.terms) == {name}
-    alone = world_means(terms, ALONE).reported[f"loss/{name}"]
-    torch.testing.assert_close(
-        alone, world_means(_terms(inputs, LossConfig()), ALONE).reported[f"loss/{name}"]
-    )
+    alone = _losses(features, batch, LossConfig(weights=weights), bank).reported
+    assert {n for n in alone if n.startswith("loss/")} == {"loss/total", f"loss/{name}"}
+    whole = _reported(inputs, LossConfig())
+    torch.testing.assert_close(alone[f"loss/{name}"], whole[f"loss/{name}"])
+    assert all(torch.equal(value, whole[n]) for n, value in alone.items() if not n.startswith("loss/"))
 
 
 def test_weights_scale_the_loss_and_its_gradient() -> None:
@@ -107,11 +111,10 @@ def test_weights_scale_the_loss_and_its_gradient() -> None:
     factors = dict(zip(NAMES, (0.5, 2.0, 3.0, 0.25), strict=True))
     student = Student()
     features, batch = student(inputs), inputs.batch()
-    gathered = gather(features, batch, ALONE)
 
-    def means(**weights: float) -> Any:
+    def means(**weights: float) -> Losses:
         config = LossConfig(weights=LossWeights(**(dict.fromkeys(NAMES, 0.0) | weights)))
-        return world_means(total_loss(features, gathered, batch, banks(), config), ALONE)
+        return _losses(features, batch, config, banks())
 
     def gradient(loss: torch.Tensor) -> torch.Tensor:
         found = torch.autograd.grad(loss, list(student.parameters()), retain_graph=True, allow_unused=True)
@@ -124,16 +127,16 @@ def test_weights_scale_the_loss_and_its_gradient() -> None:
 
     single = {name: means(**{name: 1.0}) for name in NAMES}
     whole = means(**factors)
-    expected = torch.stack([factors[n] * single[n].local_loss for n in NAMES]).sum()
-    torch.testing.assert_close(whole.local_loss, expected)
-    torch.testing.assert_close(whole.reported["loss/total"], whole.local_loss.detach())
-    expected = torch.stack([factors[n] * gradient(single[n].local_loss) for n in NAMES]).sum(0)
-    torch.testing.assert_close(gradient(whole.local_loss), expected)
+    expected = torch.stack([factors[n] * single[n].local for n in NAMES]).sum()
+    torch.testing.assert_close(whole.local, expected)
+    torch.testing.assert_close(whole.reported["loss/total"], whole.local.detach())
+    expected = torch.stack([factors[n] * gradient(single[n].local) for n in NAMES]).sum(0)
+    torch.testing.assert_close(gradient(whole.local), expected)
 
 
 def test_metrics_of_labels() -> None:
     inputs = scenarios()["plain"]
-    reported = world_means(_terms(inputs, LossConfig(hard_labels=True)), ALONE).reported
+    reported = _reported(inputs, LossConfig(hard_labels=True))
     keep = (inputs.object_mask_GM & inputs.object_keep_GM).flatten()
     q = _whole_labels(inputs.object_ids_GMT, inputs.object_probs_GMT, ENTITIES)[keep.numpy()]
     # of the teacher's distribution, also where training uses its arg-max alone
@@ -147,33 +150,6 @@ def test_metrics_of_labels() -> None:
     assert reported["relation_label_kept"].item() == pytest.approx(kept)
     assert 0 <= reported["contrastive_accuracy"] <= 1
     assert 0 <= reported["matching_accuracy"] <= 1
-
-
-def test_world_means_in_figures() -> None:
-    """Two parts are averaged, each over its own count; a term without a row is 0."""
-    leaf = torch.tensor([6.0, 5.0, 4.0], requires_grad=True)
-    count = torch.tensor
-    terms = LossTerms(
-        terms={
-            "two": (Term(leaf[0], count(3.0)), Term(leaf[1], count(2.0))),
-            "empty": (Term(leaf[2] * 0, count(0.0)),),
-        },
-        weights={"two": 2.0, "empty": 5.0},
-        metrics={"hits": Term(count(3.0), count(4.0)), "none": Term(count(0.0), count(0.0))},
-    )
-    means = world_means(terms, ALONE)
-    means.local_loss.backward()
-    assert {name: value.item() for name, value in means.reported.items()} == {
-        "loss/total": 4.5,
-        "loss/two": 2.25,
-        "loss/empty": 0.0,
-        "hits": 0.75,
-        "none": 0.0,
-    }
-    assert means.local_loss.item() == 4.5
-    assert leaf.grad is not None
-    torch.testing.assert_close(leaf.grad, torch.tensor([1 / 3, 0.5, 0.0]))
-    assert not any(value.requires_grad for value in means.reported.values())
 
 
 @pytest.mark.parametrize(
