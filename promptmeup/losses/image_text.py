@@ -20,7 +20,15 @@ from torch import Tensor
 
 from promptmeup.losses.contrast import Gradients, from_sums, to_sums
 from promptmeup.losses.exchange import Columns
-from promptmeup.losses.tiles import LeftOut, Logits, Matched, Weights, log_sums, weighted_sums
+from promptmeup.losses.tiles import (
+    LeftOut,
+    Logits,
+    Matched,
+    Weights,
+    log_sums,
+    sum_columns,
+    weighted_sums,
+)
 from promptmeup.records import Term
 
 SameImage = Literal["positive", "mask"]
@@ -46,8 +54,8 @@ class Matches:
 
     x_groups_B: Tensor
     """int64 in [0, G): the group of columns that this rank's row i matches, any where it matches none"""
-    y_groups_G: Tensor
-    """int64 in [0, G)"""
+    y_groups_G: Tensor | None
+    """int64 in [0, G); None where column j is group j"""
     row_shares_B: Tensor
     """float64: 1 / n_i; 0 where the row matches nothing"""
     column_shares_B: Tensor
@@ -73,7 +81,7 @@ def find_matches(
         partners_G = torch.arange(len(y_ids_G), device=y_ids_G.device)
         matched_G = x_ids_G == y_ids_G
         share_B = matched_G[own].double()
-        return Matches(partners_G[own], partners_G, share_B, share_B, matched_G, matched_G)
+        return Matches(partners_G[own], None, share_B, share_B, matched_G, matched_G)
     # a group's number is the place of its first id among the sorted ones
     sorted_ids_G = y_ids_G.sort().values
     y_groups_G = torch.searchsorted(sorted_ids_G, y_ids_G)
@@ -83,9 +91,11 @@ def find_matches(
     num_columns = zeros.index_add(0, y_groups_G, torch.ones_like(zeros))
     num_rows = zeros.index_add(0, x_groups_G, matched_G.double())
     groups_B, matched_B = x_groups_G[own], matched_G[own].double()
+    # a GPU would have to be waited for to know that no id comes twice, and adds up groups fast enough
+    is_unique = not y_ids_G.is_cuda and bool(num_columns.max() <= 1)
     return Matches(
-        groups_B,
-        y_groups_G,
+        y_ids_G.argsort()[groups_B] if is_unique else groups_B,
+        None if is_unique else y_groups_G,
         row_shares_B=matched_B / num_columns[groups_B].clamp(min=1),
         column_shares_B=matched_B / num_rows[groups_B].clamp(min=1),
         rows_G=matched_G,
@@ -203,7 +213,7 @@ class IdPair:
         gradient_BD *= self._scale
         slot *= self._scale
         # s = x·y / τ: what the rows' gradient says along the rows, it says of 1/τ
-        along = (gradient_BD.double() * x_BD.double()).sum()
+        along = (gradient_BD * x_BD).sum(1).double().sum()
         return Gradients(gradient_BD, (-along * self._scale).reshape(1))
 
     def _valid(self, matched_G: Tensor) -> Tensor:
@@ -213,9 +223,9 @@ class IdPair:
     def _matched_means(self, x_BD: Tensor, y_GD: Tensor) -> Tensor:
         """Return Σ_j P_ij s_ij of this rank's rows, float64."""
         y_GD = y_GD.to(torch.promote_types(y_GD.dtype, torch.float32))
-        groups_GD = torch.zeros_like(y_GD).index_add_(0, self._matches.y_groups_G, y_GD)
-        dots_B = (x_BD.to(y_GD.dtype) * groups_GD[self._matches.x_groups_B]).sum(1)
-        return dots_B.double() * self._scale
+        matches = self._matches
+        own_groups_BD = sum_columns(y_GD, x_groups_B=matches.x_groups_B, y_groups_N=matches.y_groups_G)
+        return (x_BD.to(y_GD.dtype) * own_groups_BD).sum(1).double() * self._scale
 
     def _hits(self, best_B: Tensor, x_ids_B: Tensor, y_ids_G: Tensor) -> Tensor:
         if self.same_image == "mask":
@@ -240,4 +250,4 @@ class IdPair:
         self._of_teacher_BD = weighted_sums(
             self._teacher_logits, weights, x_BD=x_BD, y_ND=y_GD, onto_columns=self._of_teacher_GD
         )
-        return (x_BD.double() * self._of_teacher_BD.double()).sum() * self._scale.double().squeeze()
+        return (x_BD * self._of_teacher_BD).sum(1).double().sum() * self._scale.double().squeeze()

@@ -87,7 +87,7 @@ class LabelPair:
         self._labelled_ND = others_N[:, None] * bank_KD.sum(0) + F.embedding_bag(
             ids_NT, bank_KD, per_sample_weights=beyond_NT, mode="sum"
         )
-        pull = (x_ND.double() * self._labelled_ND.double()).sum() * self._scale.double().squeeze()
+        pull = (x_ND * self._labelled_ND).sum(1).double().sum() * self._scale.double().squeeze()
         mass_K = others_N.double().sum().expand(len(bank_KD))
         mass_K = mass_K.index_add(0, ids_NT.flatten(), beyond_NT.double().flatten())
         row_sum = sums.rows_B.where(self._keep_N, 0).sum() - pull
@@ -108,5 +108,5 @@ class LabelPair:
         gradient_ND = weighted_sums(self._logits, weights, x_BD=x_ND, y_ND=bank_KD, onto_columns=None)
         gradient_ND -= (2 * weight).to(gradient_ND.dtype) * self._labelled_ND
         gradient_ND *= self._scale
-        along = (gradient_ND.double() * x_ND.double()).sum()
+        along = (gradient_ND * x_ND).sum(1).double().sum()
         return Gradients(gradient_ND, (-along * self._scale).reshape(1))

@@ -8,6 +8,7 @@ N columns of width D takes 8bND operations in all: x yᵀ twice, and one product
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -65,10 +66,26 @@ class Matched:
 
     x_groups_B: Tensor
     """int64 in [0, N)"""
-    y_groups_N: Tensor
-    """int64 in [0, N)"""
+    y_groups_N: Tensor | None
+    """int64 in [0, N); None where column j is group j"""
     weights_B: Tensor
     """float64; 0 for rows that match nothing, whose group may be any"""
+
+
+def sum_columns(y_ND: Tensor, *, x_groups_B: Tensor, y_groups_N: Tensor | None) -> Tensor:
+    """Return the sum of the columns in each row's group, [B, D]; a matrix is not needed for that."""
+    if y_groups_N is not None:
+        y_ND = torch.zeros_like(y_ND).index_add_(0, y_groups_N, y_ND)
+    return y_ND[x_groups_B]
+
+
+def add_rows(onto_ND: Tensor, x_BD: Tensor, *, x_groups_B: Tensor, y_groups_N: Tensor | None) -> None:
+    """Add to each column the sum of the rows in its group."""
+    if y_groups_N is None:
+        onto_ND.index_add_(0, x_groups_B, x_BD)
+        return
+    groups_ND = torch.zeros(onto_ND.shape, dtype=x_BD.dtype, device=x_BD.device)
+    onto_ND.add_(groups_ND.index_add_(0, x_groups_B, x_BD)[y_groups_N])
 
 
 @dataclass(frozen=True)

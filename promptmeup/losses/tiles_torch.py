@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from promptmeup.losses.tiles import Logits, LogSums, Weights
+from promptmeup.losses.tiles import Logits, LogSums, Weights, add_rows, sum_columns
 
 # Fastest of 256 to 2048 in both directions at D = 256 and 512 on one core, by less than a tenth.
 TILE_ROWS, TILE_COLUMNS = 1024, 512
@@ -37,8 +37,9 @@ def _wide(vectors: Tensor) -> Tensor:
 class _Buffers:
     """Two tiles of memory, used again and again: a fresh one would cost a page fault for every 1024 entries."""
 
-    def __init__(self, like: Tensor) -> None:
-        self.first, self.second = (like.new_empty(TILE_ROWS * TILE_COLUMNS) for _ in range(2))
+    def __init__(self, like: Tensor, *, num_rows: int, num_columns: int) -> None:
+        size = min(num_rows, TILE_ROWS) * min(num_columns, TILE_COLUMNS)
+        self.first, self.second = (like.new_empty(size) for _ in range(2))
 
     def tile(self, buffer: Tensor, rows: slice, columns: slice) -> Tensor:
         height, width = rows.stop - rows.start, columns.stop - columns.start
@@ -59,7 +60,7 @@ def log_sums(logits: Logits, *, find_best: bool = False) -> LogSums:
     top_B = x_BD.new_full((len(x_BD),), -torch.inf)
     best_B = torch.zeros(len(x_BD), dtype=torch.int64, device=x_BD.device)
     is_plain = float(logits.scale) <= PLAIN_SCALE
-    buffers = _Buffers(x_BD)
+    buffers = _Buffers(x_BD, num_rows=len(x_BD), num_columns=len(y_ND))
     for rows, columns in _tiles(len(x_BD), len(y_ND)):
         s = torch.mm(x_BD[rows], y_ND[columns].T, out=buffers.tile(buffers.first, rows, columns))
         if logits.left_out is not None:
@@ -117,7 +118,7 @@ def weighted_sums(
     rows_B, columns_N = weights.rows_B[every], weights.columns_N
     is_plain = float(logits.scale) <= PLAIN_SCALE
     of_y_BD = x_BD.new_zeros(len(x_BD), y_ND.shape[1])
-    buffers = _Buffers(left_BD)
+    buffers = _Buffers(left_BD, num_rows=len(left_BD), num_columns=len(right_ND))
     for rows, columns in _tiles(len(left_BD), len(right_ND)):
         s = torch.mm(left_BD[rows], right_ND[columns].T, out=buffers.tile(buffers.first, rows, columns))
         if logits.left_out is not None:
@@ -134,14 +135,13 @@ def weighted_sums(
             onto_columns[columns].addmm_(w.T, x_BD[rows])
     matched = weights.matched
     if matched is not None:
-        # Σ_j [same group] y_j is a sum over the group: no tile needed
         assert kept is None
         weights_B1 = matched.weights_B.to(x_BD.dtype)[:, None]
-        groups_ND = torch.zeros_like(y_ND).index_add_(0, matched.y_groups_N, y_ND)
-        of_y_BD.sub_(groups_ND[matched.x_groups_B] * weights_B1)
+        own_groups = sum_columns(y_ND, x_groups_B=matched.x_groups_B, y_groups_N=matched.y_groups_N)
+        of_y_BD.addcmul_(own_groups, weights_B1, value=-1)
         if onto_columns is not None:
-            groups_ND = torch.zeros_like(y_ND).index_add_(0, matched.x_groups_B, x_BD * weights_B1)
-            onto_columns.sub_(groups_ND[matched.y_groups_N])
+            pulls_BD = x_BD * -weights_B1
+            add_rows(onto_columns, pulls_BD, x_groups_B=matched.x_groups_B, y_groups_N=matched.y_groups_N)
     return (
         of_y_BD if kept is None else of_y_BD.new_zeros(num_rows, y_ND.shape[1]).index_copy(0, kept, of_y_BD)
     )

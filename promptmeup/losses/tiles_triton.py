@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from promptmeup.losses.tiles import LeftOut, Logits, LogSums, Matched, Weights
+from promptmeup.losses.tiles import LeftOut, Logits, LogSums, Weights
 
 TILE_ROWS, TILE_COLUMNS = 2048, 4096
 """32 MB of float32 logits"""
@@ -288,7 +288,11 @@ def weighted_sums(
         logs.where(logs != -torch.inf, 0).to(dtype) for logs in (weights.row_logs_B, weights.column_logs_N)
     )
     rows_B, columns_N = weights.rows_B.to(dtype), weights.columns_N.to(dtype)
-    matched_B = scale if matched is None else matched.weights_B.to(dtype)
+    x_groups_B, y_groups_N, matched_B = scale, scale, scale  # not read
+    if matched is not None:
+        x_groups_B, matched_B = matched.x_groups_B, matched.weights_B.to(dtype)
+        own_groups_N = torch.arange(num_columns, device=device)
+        y_groups_N = own_groups_N if matched.y_groups_N is None else matched.y_groups_N
     of_y_BD = torch.zeros(num_rows, y_ND.shape[1], dtype=dtype, device=device)
     buffer = torch.empty(TILE_ROWS, TILE_COLUMNS, dtype=dtype, device=device)
     weights_buffer = buffer if x_BD.dtype == dtype else torch.empty_like(buffer, dtype=x_BD.dtype)
@@ -311,14 +315,14 @@ def weighted_sums(
             column_logs_N[columns],
             rows_B[rows],
             columns_N[columns],
-            scale if matched is None else matched.x_groups_B[rows],
-            scale if matched is None else matched.y_groups_N[columns],
-            scale if matched is None else matched_B[rows],
+            x_groups_B if matched is None else x_groups_B[rows],
+            y_groups_N if matched is None else y_groups_N[columns],
+            matched_B if matched is None else matched_B[rows],
             w,
             w.stride(0),
             has_keep=keep_B is not None,
             has_left_out=logits.left_out is not None,
-            has_matched=isinstance(matched, Matched),
+            has_matched=matched is not None,
             block_rows=BLOCK_ROWS,
             block_columns=BLOCK_COLUMNS,
         )

@@ -196,8 +196,17 @@ def test_matches_in_figures() -> None:
     assert found.columns_G.tolist() == [True, False, True, True, True]
     torch.testing.assert_close(found.row_shares_B, torch.tensor([1 / 3, 0, 1 / 3, 1]).double())
     torch.testing.assert_close(found.column_shares_B, torch.tensor([1 / 3, 0, 1 / 3, 1]).double())
+    assert found.y_groups_G is not None
     assert found.y_groups_G[0] == found.y_groups_G[2] == found.y_groups_G[3] == found.x_groups_B[0]
     assert len(set(found.y_groups_G.tolist())) == 3
+
+
+def test_columns_that_come_once_are_their_own_groups() -> None:
+    found = find_matches(torch.tensor([7, 5, 5, 4]), torch.tensor([5, 7, 9, 8]), own=slice(0, 4))
+    assert found.y_groups_G is None
+    assert found.x_groups_B[:3].tolist() == [1, 0, 0]
+    assert found.row_shares_B.tolist() == [1, 1, 1, 0]
+    assert found.column_shares_B.tolist() == [1, 0.5, 0.5, 0]
 
 
 def test_row_without_match_stays_a_negative_of_the_others() -> None:

@@ -107,7 +107,8 @@ def expected_weights(whole: Tensor, weights: Weights) -> Tensor:
     w = weights.rows_B[:, None] * softmaxes(weights.row_logs_B[:, None])
     w += weights.columns_N * softmaxes(weights.column_logs_N)
     if weights.matched is not None:
-        same = weights.matched.x_groups_B[:, None] == weights.matched.y_groups_N[None, :]
+        groups = weights.matched.y_groups_N
+        same = weights.matched.x_groups_B[:, None] == (torch.arange(len(w[0])) if groups is None else groups)
         w -= same * weights.matched.weights_B[:, None]
     return w
 
@@ -120,11 +121,15 @@ def to_device(weights: Weights) -> Weights:
             for t in (weights.row_logs_B, weights.column_logs_N, weights.rows_B, weights.columns_N)
         ),
         matched
-        and Matched(*(t.to(DEVICE) for t in (matched.x_groups_B, matched.y_groups_N, matched.weights_B))),
+        and Matched(
+            matched.x_groups_B.to(DEVICE),
+            None if matched.y_groups_N is None else matched.y_groups_N.to(DEVICE),
+            matched.weights_B.to(DEVICE),
+        ),
     )
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "matched"])
+@pytest.mark.parametrize("kind", [*KINDS, "matched", "columns of their own"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scale", [1.0, 14.3, 100.0, 1000.0])
 def test_weighted_sums(tiles: ModuleType, scale: float, shape: str, kind: str) -> None:
@@ -135,10 +140,11 @@ def test_weighted_sums(tiles: ModuleType, scale: float, shape: str, kind: str) -
     # the columns' log-sum-exps are the world's: other ranks make them larger
     column_logs = torch.logaddexp(whole.logsumexp(0), torch.randn(columns, generator=generator).double())
     matched = None
-    if kind == "matched":
+    if kind not in KINDS:
+        groups = torch.randint(0, min(4, columns), (columns,), generator=generator)
         matched = Matched(
             torch.randint(0, min(4, columns), (rows,), generator=generator),
-            torch.randint(0, min(4, columns), (columns,), generator=generator),
+            groups if kind == "matched" else None,
             torch.rand(rows, generator=generator, dtype=torch.float64),
         )
     weights = Weights(

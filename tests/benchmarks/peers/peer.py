@@ -32,7 +32,7 @@ def require(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingPeerError(
-            f"{package} cannot be imported (no module {error.name!r}); `make bench-loader` installs it, from "
+            f"{package} cannot be imported (no module {error.name!r}); `make bench-...` installs it, from "
             "requirements-bench.lock"
         ) from error
 
