@@ -13,7 +13,7 @@ Shape legend, used as suffixes of names everywhere (``logits_BK``):
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # packing starts many processes that need no torch, whose import takes seconds
@@ -164,6 +164,10 @@ class Batch:
     def to(self, device: torch.device, *, non_blocking: bool = True) -> Batch:
         """Return the batch with every tensor on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Return the batch of some of the rows."""
+        return replace(self._map(lambda tensor: tensor[start:stop]), keys=self.keys[start:stop])
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory; a DataLoader with `pin_memory` calls this by its name."""

@@ -59,6 +59,9 @@ class PretrainConfig(Config):
     tracking: TrackingConfig = TrackingConfig()
     global_batch: int = Field(gt=1)
     """pairs per step in the world; every rank takes an equal part"""
+    micro_batch: int | None = Field(default=None, gt=0)
+    """most pairs of a rank in the model at once, where its part of the batch does not fit: the same step (gradient
+    caching), for one more forward pass"""
     steps: int | None = Field(default=None, gt=0)
     epochs: float | None = Field(default=None, gt=0)
     """length of the run: either steps or epochs"""
@@ -204,7 +207,13 @@ def train(config: PretrainConfig, world: World) -> bool:
         scale = rate_scale(number, total_steps=total_steps, config=config.optim)
         set_rates(engine.optimizer, peaks=peaks, scale=scale)
         metrics = train_step(
-            engine, batch.to(world.device), banks=banks, losses=config.loss, dtype=dtype, exchange=exchange
+            engine,
+            batch.to(world.device),
+            banks=banks,
+            losses=config.loss,
+            dtype=dtype,
+            exchange=exchange,
+            micro_batch=config.micro_batch,
         )
         return metrics | {"lr": torch.tensor(max(peaks) * scale)} | _gradient_norm(engine)
 
