@@ -24,7 +24,7 @@ from promptmeup.data.text import TextTokenizer
 from promptmeup.distributed.collectives import WorldExchange
 from promptmeup.distributed.engine import EngineConfig, build_engine, compute_dtype, full_weights
 from promptmeup.distributed.world import World, agree, highest, join, leave, ranks_on_node, share_cores
-from promptmeup.errors import ConfigError
+from promptmeup.errors import ConfigError, TrainingError
 from promptmeup.losses.total import LossConfig
 from promptmeup.models.alignment import AlignmentModel, ModelConfig, build_model
 from promptmeup.models.saving import load_matching, save_model
@@ -206,15 +206,18 @@ def train(config: PretrainConfig, world: World) -> bool:
         torch.manual_seed(step_seed(config.seed, step=number, rank=world.rank))
         scale = rate_scale(number, total_steps=total_steps, config=config.optim)
         set_rates(engine.optimizer, peaks=peaks, scale=scale)
-        metrics = train_step(
-            engine,
-            batch.to(world.device),
-            banks=banks,
-            losses=config.loss,
-            dtype=dtype,
-            exchange=exchange,
-            micro_batch=config.micro_batch,
-        )
+        try:
+            metrics = train_step(
+                engine,
+                batch.to(world.device),
+                banks=banks,
+                losses=config.loss,
+                dtype=dtype,
+                exchange=exchange,
+                micro_batch=config.micro_batch,
+            )
+        except TrainingError as error:
+            raise TrainingError(f"step {number + 1}: {error}") from error
         return metrics | {"lr": torch.tensor(max(peaks) * scale)} | _gradient_norm(engine)
 
     def log(number: int, metrics: dict[str, float], seconds: float) -> None:

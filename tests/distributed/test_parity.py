@@ -1,6 +1,6 @@
 """The same global batch at 1, 2 and 4 ranks: the same losses, metrics and averaged gradients."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from typing import Literal
 
@@ -113,6 +113,35 @@ def test_no_valid_row_in_the_world_is_exactly_zero() -> None:
     for values, gradients in run_ranks(_nothing_at_all, 2):
         assert values["total"] == 0
         assert all(gradient.count_nonzero() == 0 for gradient in gradients.values())
+
+
+def _float32_at(world: World, temperature: float) -> Result:
+    """The step in float32, at the clamp's end, where exponentials of logits do not even fit into float64."""
+    inputs = scenarios()["falsified"]
+    student = Student(temperature)
+    features = student(inputs.shard(world.rank, world.size))
+    narrow = {f.name: getattr(features, f.name) for f in fields(features)}
+    floats = {n: v.float() for n, v in narrow.items() if v is not None and v.is_floating_point()}
+    found = _losses(
+        world, replace(features, **floats), inputs.shard(world.rank, world.size).batch(), LossConfig()
+    )
+    found.local.backward()
+    gradients = {n: p.grad / world.size for n, p in student.named_parameters() if p.grad is not None}
+    for gradient in gradients.values():
+        if world.size > 1:
+            dist.all_reduce(gradient)
+    return {name: value.item() for name, value in found.reported.items()}, gradients
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.01, 0.07])
+def test_ranks_agree_at_every_temperature(temperature: float) -> None:
+    expected_values, expected = _float32_at(World(0, 1, 0, torch.device("cpu")), temperature)
+    assert all(value == value for value in expected_values.values())
+    for values, gradients in run_ranks(_float32_at, 2, temperature):
+        for name in values.keys() - LOCAL_METRICS:
+            assert values[name] == pytest.approx(expected_values[name], rel=1e-5), name
+        for name, gradient in gradients.items():
+            assert (gradient - expected[name]).norm() <= 1e-4 * expected[name].norm(), name
 
 
 def _bare_exchanges(world: World, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,272 @@
+"""What happens in a step, and in which order: exchanges are hidden, numbers that are not finite are not trained on."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from promptmeup.distributed.collectives import WorldExchange
+from promptmeup.distributed.engine import EngineConfig, build_engine
+from promptmeup.distributed.world import World
+from promptmeup.errors import TrainingError
+from promptmeup.losses.total import LossConfig
+from promptmeup.models.alignment import AlignmentModel
+from promptmeup.records import Banks, Batch, SoftLabels
+from promptmeup.training.step import train_step
+from tests.support.ranks import run_ranks
+from tests.unit.models import support
+
+ROWS = 4
+
+
+def _batch(world: World) -> Batch:
+    arrays = support.batch(rows=ROWS)
+    ids = torch.arange(ROWS) + ROWS * world.rank
+
+    def labels(*shape: int) -> SoftLabels:
+        ids = torch.arange(3).expand(*shape, 3)
+        return SoftLabels(
+            ids, torch.tensor([0.5, 0.2, 0.1]).expand(*shape, 3), torch.ones(shape, dtype=torch.bool)
+        )
+
+    return Batch(
+        **(arrays | {"images_BCSS": (arrays["images_BCSS"] * 50 + 120).clamp(0, 255).to(torch.uint8)}),
+        image_ids_B=ids,
+        caption_ids_B=ids.where(ids % 3 > 0, ids + 100),
+        keys=tuple(f"photo{number}" for number in ids.tolist()),
+        object_labels=labels(ROWS, 2),
+        image_labels=labels(ROWS),
+    )
+
+
+def _banks() -> Banks:
+    generator = torch.Generator().manual_seed(5)
+
+    def bank(rows: int, width: int) -> Tensor:
+        return F.normalize(torch.randn(rows, width, generator=generator), dim=-1)
+
+    return Banks(bank(12, support.ENTITY_WIDTH), bank(9, support.RELATION_WIDTH))
+
+
+class _Engine:
+    """What `train_step` needs of an engine, without its optimizer."""
+
+    def __init__(self, module: AlignmentModel) -> None:
+        self.module, self.steps = module, 0
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.module(**inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        self.steps += 1
+
+
+class _Recorded(WorldExchange):
+    """Says when each exchange began and when it was waited for."""
+
+    def __init__(self, world: World, events: list[str]) -> None:
+        super().__init__(world)
+        self.events = events
+
+    def _noted(self, name: str, wait: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        self.events.append(f"{name} begins")
+
+        def waiting() -> Tensor:
+            self.events.append(f"{name} is awaited")
+            return wait()
+
+        return waiting
+
+    def gather(self, rows: Tensor) -> Callable[[], Tensor]:
+        return self._noted("gather", super().gather(rows))
+
+    def scatter_sum(self, rows: Tensor) -> Callable[[], Tensor]:
+        return self._noted("return", super().scatter_sum(rows))
+
+
+class _Event(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, events: list[str], name: str) -> Tensor:
+        events.append(name)
+        ctx.events, ctx.name = events, name
+        return states.view_as(states)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        ctx.events.append(f"{ctx.name}, backward")
+        return gradients[0], None, None
+
+
+def _watch(module: nn.Module, events: list[str], name: str) -> None:
+    """Note when `module` runs, forward and backward."""
+
+    def after(_module: nn.Module, _inputs: Any, outputs: Any) -> Any:
+        if isinstance(outputs, tuple):
+            return (_Event.apply(outputs[0], events, name), *outputs[1:])
+        return _Event.apply(outputs, events, name)
+
+    module.register_forward_hook(after)
+
+
+def _order(world: World, stage: int | None) -> list[str]:
+    events: list[str] = []
+    model = support.tiny_model().train()
+    _watch(model.text, events, "text")
+    assert model.fusion is not None
+    _watch(model.fusion, events, "fusion")
+    engine: Any = _Engine(model)
+    if stage is not None:
+        engine = build_engine(
+            model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            config=EngineConfig(zero_stage=stage),  # type: ignore[arg-type]
+            batch=ROWS,
+            world=world,
+        )
+    train_step(
+        engine,
+        _batch(world),
+        banks=_banks(),
+        losses=LossConfig(),
+        dtype=torch.float32,
+        exchange=_Recorded(world, events),
+    )
+    return events
+
+
+@pytest.mark.parametrize("stage", [None, 1, 3])
+def test_captions_travel_while_the_fusion_half_works(stage: int | None) -> None:
+    for events in run_ranks(_order, 2, stage, timeout=120):
+        assert events == [
+            "text",
+            "gather begins",
+            "fusion",
+            "gather is awaited",
+            "return begins",
+            "fusion, backward",
+            "return is awaited",
+            "text, backward",
+        ]
+
+
+def _poisoned(world: World, micro_batch: int | None) -> tuple[str, int]:
+    """A photo of rank 1 breaks the vision encoder; what each rank says, and how often it updated."""
+    model = support.tiny_model()
+    engine = _Engine(model)
+    original = model.vision.forward
+
+    def broken(images_BCSS: Tensor) -> Any:
+        vector_BH, tokens_BPH = original(images_BCSS)
+        is_poison = images_BCSS.flatten(1).std(1) < 1e-6
+        return vector_BH.masked_fill(is_poison[:, None], torch.nan), tokens_BPH
+
+    model.vision.forward = broken  # type: ignore[method-assign]
+    batch = _batch(world)
+    if world.rank == 1:
+        images_BCSS = batch.images_BCSS.clone()
+        images_BCSS[2] = 7
+        batch = replace(batch, images_BCSS=images_BCSS)
+    try:
+        train_step(
+            engine,
+            batch,
+            banks=_banks(),
+            losses=LossConfig(),
+            dtype=torch.float32,
+            exchange=WorldExchange(world),
+            micro_batch=micro_batch,
+        )
+    except TrainingError as error:
+        return str(error), engine.steps
+    return "", engine.steps
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_nan_is_reported_with_its_image_and_not_trained_on(micro_batch: int | None) -> None:
+    (healthy, steps), (poisoned, poisoned_steps) = run_ranks(_poisoned, 2, micro_batch, timeout=120)
+    assert steps == poisoned_steps == 0
+    # the whole world's loss is spoilt, and every rank stops
+    assert healthy.startswith("loss/total = nan, loss/image_text = nan")
+    assert "all features of this rank are finite; look at what the other ranks say" in healthy
+    assert "1 of this rank's 4 pairs have features that are not finite; images: photo6." in poisoned
+
+
+def test_a_dual_encoder_sends_and_waits_without_fusion() -> None:
+    world = World(0, 1, 0, torch.device("cpu"))
+    events: list[str] = []
+    model = support.tiny_model(fusion=False).train()
+    engine = _Engine(model)
+    weights = {"object_entity": 0, "image_relation": 0, "matching": 0}
+    metrics = train_step(
+        engine,
+        _batch(world),
+        banks=None,
+        losses=LossConfig(weights=weights),  # type: ignore[arg-type]
+        dtype=torch.float32,
+        exchange=_Recorded(world, events),
+    )
+    assert events == ["gather begins", "gather is awaited", "return begins", "return is awaited"]
+    assert engine.steps == 1
+    assert metrics["loss/total"] == metrics["loss/image_text"] > 0
+
+
+def test_without_the_image_text_loss_nothing_is_sent() -> None:
+    world = World(0, 1, 0, torch.device("cpu"))
+    events: list[str] = []
+    engine = _Engine(support.tiny_model().train())
+    losses = LossConfig(weights={"image_text": 0})  # type: ignore[arg-type]
+    train_step(
+        engine,
+        _batch(world),
+        banks=_banks(),
+        losses=losses,
+        dtype=torch.float32,
+        exchange=_Recorded(world, events),
+    )
+    assert events == []
+
+
+def _clipped(world: World, clipping: float) -> float:
+    """Norm of the update of one SGD step whose gradient has a norm of 3."""
+    model = nn.Linear(1, 9, bias=False)
+    before = model.weight.detach().clone()
+    engine = build_engine(
+        model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+        config=EngineConfig(gradient_clipping=clipping, zero_stage=1),
+        batch=1,
+        world=world,
+    )
+    engine.backward(engine(torch.ones(1, 1)).sum())
+    engine.step()
+    return (model.weight.detach() - before).norm().item()
+
+
+@pytest.mark.parametrize(("clipping", "norm"), [(0.0, 3.0), (1.0, 1.0), (2.0, 2.0)])
+def test_gradients_are_clipped_as_configured(clipping: float, norm: float) -> None:
+    """DeepSpeed's own default became 1.0 at some version: unset, an update would be a third of itself here."""
+    assert run_ranks(_clipped, 1, clipping, timeout=120) == [pytest.approx(norm, rel=1e-5)]
+
+
+def _with_a_scalar_parameter(world: World) -> None:
+    model = nn.Linear(2, 2)
+    model.temperature = nn.Parameter(torch.tensor(0.07))
+    build_engine(
+        model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+        config=EngineConfig(),
+        batch=1,
+        world=world,
+    )
+
+
+def test_parameters_without_a_dimension_are_refused() -> None:
+    with pytest.raises(AssertionError, match=r"0-dim parameters crash DeepSpeed: use shape \[1\]"):
+        _with_a_scalar_parameter(World(0, 1, 0, torch.device("cpu")))
