@@ -67,9 +67,12 @@ def _log_sums_kernel(  # type: ignore[no-untyped-def]
     num_rows,
     num_columns,
     row_logs_pointer,
-    column_logs_pointer,
     tops_pointer,
     best_pointer,
+    row_logs_stride,
+    column_logs_pointer,
+    column_logs_stride,
+    first_column,
     has_keep: tl.constexpr,
     has_left_out: tl.constexpr,
     find_best: tl.constexpr,
@@ -100,17 +103,18 @@ def _log_sums_kernel(  # type: ignore[no-untyped-def]
     row_sums = tl.sum(tl.exp(s - row_tops[:, None]), 1)
     column_tops = tl.maximum(tl.max(s, 0), -3.0e38)
     column_sums = tl.sum(tl.exp(s - column_tops[None, :]), 0)
-    at = rows * tl.num_programs(1) + column_block
+    at = rows * row_logs_stride + column_block
     tl.store(row_logs_pointer + at, row_tops + tl.log(row_sums), mask=rows < num_rows)
     tl.store(
-        column_logs_pointer + row_block * num_columns + columns,
+        column_logs_pointer + row_block * column_logs_stride + columns,
         column_tops + tl.log(column_sums),
         mask=columns < num_columns,
     )
     if find_best:
         best = tl.argmax(s, 1)
         tl.store(tops_pointer + at, tl.max(s, 1), mask=rows < num_rows)
-        tl.store(best_pointer + at, column_block * block_columns + best, mask=rows < num_rows)
+        best += first_column + column_block * block_columns
+        tl.store(best_pointer + at, best, mask=rows < num_rows)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -228,21 +232,30 @@ def log_sums(logits: Logits, *, find_best: bool = False) -> LogSums:
     dtype = _sum_dtype(x_BD.dtype)
     scale = logits.scale.to(dtype)
     keep_B = None if logits.keep_B is None else logits.keep_B.to(torch.int8)
-    rows_B = torch.full((num_rows,), -torch.inf, dtype=torch.float64, device=device)
-    columns_N = torch.full((num_columns,), -torch.inf, dtype=torch.float64, device=device)
-    tops_B = torch.full((num_rows,), -torch.inf, dtype=dtype, device=device)
-    best_B = torch.zeros(num_rows, dtype=torch.int64, device=device)
+    # what the blocks of a tile find is put together once a row of tiles and once at the end: two launches a tile
+    tile_blocks = _grid(TILE_ROWS, TILE_COLUMNS)
+    num_blocks = tile_blocks[1] * triton.cdiv(num_columns, TILE_COLUMNS)
+    row_logs = torch.empty(TILE_ROWS, num_blocks, dtype=dtype, device=device)
+    tops, best = torch.empty_like(row_logs), torch.empty_like(row_logs, dtype=torch.int64)
+    column_logs = torch.full(
+        (tile_blocks[0] * triton.cdiv(num_rows, TILE_ROWS), num_columns),
+        -torch.inf,
+        dtype=dtype,
+        device=device,
+    )
+    rows_B = torch.empty(num_rows, dtype=torch.float64, device=device)
+    best_B = torch.empty(num_rows, dtype=torch.int64, device=device)
     buffer = torch.empty(TILE_ROWS, TILE_COLUMNS, dtype=dtype, device=device)
     for rows, columns in _tiles(num_rows, num_columns):
         height, width = rows.stop - rows.start, columns.stop - columns.start
         s = buffer[:height, :width]
         _product(x_BD[rows], y_ND[columns].T, out=s)
-        grid = _grid(height, width)
-        row_logs = torch.empty(height, grid[1], dtype=dtype, device=device)
-        column_logs = torch.empty(grid[0], width, dtype=dtype, device=device)
-        tops, best = torch.empty_like(row_logs), torch.empty_like(row_logs, dtype=torch.int64)
+        if columns.start == 0:
+            row_logs.fill_(-torch.inf)
+            tops.fill_(-torch.inf)
+        block = columns.start // TILE_COLUMNS * tile_blocks[1]
         keep, x_ids, y_ids, partners = _masks(keep_B, logits.left_out, rows, columns, scale)
-        _log_sums_kernel[grid](
+        _log_sums_kernel[_grid(height, width)](
             s,
             s.stride(0),
             scale,
@@ -252,27 +265,28 @@ def log_sums(logits: Logits, *, find_best: bool = False) -> LogSums:
             partners,
             height,
             width,
-            row_logs,
-            column_logs,
-            tops,
-            best,
+            row_logs[:, block:],
+            tops[:, block:],
+            best[:, block:],
+            num_blocks,
+            column_logs[rows.start // TILE_ROWS * tile_blocks[0] :, columns],
+            num_columns,
+            columns.start,
             has_keep=keep_B is not None,
             has_left_out=logits.left_out is not None,
             find_best=find_best,
             block_rows=BLOCK_ROWS,
             block_columns=BLOCK_COLUMNS,
         )
-        rows_B[rows] = torch.logaddexp(rows_B[rows], row_logs.double().logsumexp(1))
-        columns_N[columns] = torch.logaddexp(columns_N[columns], column_logs.double().logsumexp(0))
-        if find_best:
-            top, block = tops.max(1)
-            is_better = top > tops_B[rows]
-            found = best.gather(1, block[:, None]).squeeze(1) + columns.start
-            tops_B[rows] = top.where(is_better, tops_B[rows])
-            best_B[rows] = found.where(is_better, best_B[rows])
+        if columns.stop == num_columns:
+            rows_B[rows] = row_logs[:height].double().logsumexp(1)
+            if find_best:
+                of_best = tops[:height].argmax(1, keepdim=True)
+                best_B[rows] = best[:height].gather(1, of_best).squeeze(1)
+    parts = [part.double().logsumexp(0) for part in torch.split(column_logs, TILE_COLUMNS, dim=1)]
     if logits.keep_B is not None:
         rows_B = rows_B.where(logits.keep_B, 0)
-    return LogSums(rows_B, columns_N, best_B if find_best else None)
+    return LogSums(rows_B, torch.cat(parts), best_B if find_best else None)
 
 
 def weighted_sums(
