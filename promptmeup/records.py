@@ -129,7 +129,7 @@ class Batch:
     """What one rank trains on in one step. A pair is a true match iff its two ids are equal."""
 
     images_BCSS: Tensor
-    """uint8: a quarter of the bytes of float32 on every way; the step normalises them (`step.forward`)."""
+    """uint8: a quarter of the bytes of float32 on every way; `training.forward` normalises them."""
     tokens_BL: Tensor
     """int64 token ids, padded."""
     token_mask_BL: Tensor
@@ -215,6 +215,11 @@ class Features:
     object_temperature: Tensor | None = None
     relation_temperature: Tensor | None = None
     matching_logits_B2: Tensor | None = None
+
+
+def is_per_row(name: str) -> bool:
+    """Whether this field of `Features` has a row for each pair; a temperature is one number for all."""
+    return not name.endswith("temperature")
 
 
 @dataclass(frozen=True)

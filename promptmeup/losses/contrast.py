@@ -81,9 +81,10 @@ class _Contrasts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, pairs: Sequence[Pair], exchange: Exchange, riders: Tensor, *_: Tensor
+        ctx: Any, pairs: Sequence[Pair], exchange: Exchange, riders: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.pairs, ctx.exchange = pairs, exchange
+        ctx.sent = [(rows.shape, rows.dtype, rows.device) for rows in tensors[2 * len(pairs) :]]
         messages = [pair.measure() for pair in pairs]
         flat = [part for message in messages for part in message] + [riders.double()]
         summed = exchange.sum(torch.cat([part.flatten() for part in flat]))
@@ -117,7 +118,7 @@ class _Contrasts(torch.autograd.Function):
             leaves.append(gradients.x.to(pair.x.dtype))
             leaves.append(gradients.temperature.to(pair.temperature.dtype))
         # what comes back is added where the rows were sent from
-        sent = [torch.zeros_like(rows) for columns in _all_columns(pairs) for rows in columns.rows]
+        sent = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.sent]
         return None, None, None, *leaves, *sent
 
 
@@ -135,11 +136,11 @@ def contrast(
     negatives from all ranks, and however unevenly the rows that count lie on them.
 
     Args:
-        pairs: each used once.
+        pairs: each used once. One with a teacher adds one more sum over the ranks, of a single number.
         exchange: the ranks; all of them must call this with like pairs.
         riders: numbers to add up over the ranks along the way, any shape; no gradient flows through them.
     """
     tensors = [tensor for pair in pairs for tensor in (pair.x, pair.temperature)]
-    sent = [rows for columns in _all_columns(pairs) for rows in columns.rows]
+    sent = [rows for columns in _all_columns(pairs) for rows in columns.take_sent()]
     *means, totals = _Contrasts.apply(tuple(pairs), exchange, riders.detach(), *tensors, *sent)
     return tuple(means), totals

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from promptmeup.losses.tiles import sum_dtype
+
 
 class Exchange(Protocol):
     """The ranks of a world; every rank must call the same methods in the same order, with the same shapes."""
@@ -49,13 +51,13 @@ class Columns:
         self.exchange = exchange
         self._ids_BI = ids_BI.contiguous()
         self._dtype = dtype
-        self._widths: list[int] = []
+        self._sets: list[tuple[int, torch.dtype]] = []  # width and dtype of each on the way
+        self._num_slots = 0
+        self._sent: tuple[Tensor, ...] = ()
         self._arrive: Callable[[], Tensor] | None = None
         self._arrived: tuple[list[Tensor], Tensor] | None = None
         self._back: Tensor | None = None
         self._gradients: Callable[[], Tensor] | None = None
-        self.rows: tuple[Tensor, ...] = ()
-        """as sent; the gradient reaches the senders through these"""
 
     @property
     def offset(self) -> int:
@@ -67,54 +69,67 @@ class Columns:
         """G."""
         return self.exchange.size * len(self._ids_BI)
 
-    def send(self, *rows_BD: Tensor) -> None:
-        """Start to gather the rows of one or more sets of features, of one dtype."""
-        assert not self.rows, "columns are sent once"
-        self.rows = _Depart.apply(self, *rows_BD)
+    def send(self, *rows_BD: Tensor, constant: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+        """Start to gather the rows of one or more sets of features; return them, for going on with.
+
+        Args:
+            rows_BD: of one dtype; the gradient finds back to them.
+            constant: further sets, after these ones; they travel in their own dtype and get no gradient.
+        """
+        assert not self._sets, "columns are sent once"
+        assert len({rows.dtype for rows in rows_BD}) == 1, "sets of several dtypes"
+        wire = [rows.detach().to(self._dtype or rows.dtype) for rows in rows_BD] + [
+            c.detach() for c in constant
+        ]
+        self._sets = [(rows.shape[1], rows.dtype) for rows in wire]
+        self._num_slots = len(rows_BD) if any(rows.requires_grad for rows in rows_BD) else 0
+        parts = [rows.contiguous().view(torch.uint8) for rows in (*wire, self._ids_BI)]
+        self._arrive = self.exchange.gather(torch.cat(parts, dim=1))
+        self._sent = _Depart.apply(self, *rows_BD)
+        return self._sent
 
     def send_one(self, rows_BD: Tensor) -> Tensor:
-        """`send` one set and return it, for going on with."""
-        self.send(rows_BD)
-        return self.rows[0]
+        """`send` one set."""
+        return self.send(rows_BD)[0]
+
+    def take_sent(self) -> tuple[Tensor, ...]:
+        """Return the rows as sent, once: they know these columns, so keeping them here would keep both alive."""
+        sent, self._sent = self._sent, ()
+        return sent
 
     def receive(self) -> tuple[list[Tensor], Tensor]:
         """Return the columns [G, D] of each set and the ids [G, I], waiting for them the first time."""
         if self._arrived is None:
             assert self._arrive is not None, "send the columns first"
-            packed = self._arrive()
-            dtype, sizes = self._dtype, [width * self._item_size for width in self._widths]
+            packed, self._arrive = self._arrive(), None
+            sizes = [width * dtype.itemsize for width, dtype in self._sets]
             *parts, ids = torch.split(packed, [*sizes, packed.shape[1] - sum(sizes)], dim=1)
-            assert dtype is not None
             # the bytes of a row in turn: nothing is copied, the columns are strided views
-            columns = [part.view(dtype) for part in parts]
+            columns = [part.view(dtype) for part, (_, dtype) in zip(parts, self._sets, strict=True)]
             self._arrived = columns, ids.contiguous().view(torch.int64)
         return self._arrived
 
-    def slot(self, position: int) -> Tensor:
-        """Return a matrix [G, D] for a set's gradients, zeros at first: what contrasts have to add to."""
+    def slot(self, position: int) -> Tensor | None:
+        """Return the matrix [G, D] that contrasts have to add a set's gradient to, zeros at first; None: no need."""
+        if position >= self._num_slots:
+            return None
+        widths = [width for width, _ in self._sets[: self._num_slots]]
         if self._back is None:
-            assert self._dtype is not None, "send the columns first"
-            dtype = torch.promote_types(self._dtype, torch.float32)
-            self._back = self._ids_BI.new_zeros(self.num_columns, sum(self._widths), dtype=dtype)
-        return torch.split(self._back, self._widths, dim=1)[position]
+            dtype = sum_dtype(self._sets[0][1])
+            self._back = self._ids_BI.new_zeros(self.num_columns, sum(widths), dtype=dtype)
+        return torch.split(self._back, widths, dim=1)[position]
 
     def send_back(self) -> None:
         """Start to add up the slots over all ranks and to return the sums to the owners of the rows."""
-        assert self._back is not None
-        self._gradients, self._back = self.exchange.scatter_sum(self._back), None
+        if self._back is not None:
+            self._gradients, self._back = self.exchange.scatter_sum(self._back), None
 
-    def _depart(self, rows_BD: Sequence[Tensor]) -> None:
-        dtype = self._dtype or rows_BD[0].dtype
-        self._dtype, self._item_size = dtype, dtype.itemsize
-        self._widths = [rows.shape[1] for rows in rows_BD]
-        parts = [rows.to(dtype).contiguous().view(torch.uint8) for rows in rows_BD]
-        self._arrive = self.exchange.gather(torch.cat([*parts, self._ids_BI.view(torch.uint8)], dim=1))
-
-    def _returned(self) -> Sequence[Tensor] | None:
+    def take_gradients(self) -> Sequence[Tensor] | None:
+        """Wait for what was sent back and return it, [B, D] of each set with a slot; None where nothing was."""
         if self._gradients is None:
             return None
         wait, self._gradients = self._gradients, None
-        return torch.split(wait(), self._widths, dim=1)
+        return torch.split(wait(), [width for width, _ in self._sets[: self._num_slots]], dim=1)
 
 
 class _Depart(torch.autograd.Function):
@@ -123,13 +138,12 @@ class _Depart(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, columns: Columns, *rows_BD: Tensor) -> tuple[Tensor, ...]:
         ctx.columns = columns
-        columns._depart(rows_BD)
         return tuple(rows.view_as(rows) for rows in rows_BD)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        returned = ctx.columns._returned()
+        returned = ctx.columns.take_gradients()
         if returned is None:
             return None, *gradients
         return None, *(

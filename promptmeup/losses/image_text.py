@@ -27,6 +27,7 @@ from promptmeup.losses.tiles import (
     Weights,
     log_sums,
     sum_columns,
+    sum_dtype,
     weighted_sums,
 )
 from promptmeup.records import Term
@@ -42,7 +43,7 @@ class Teacher:
     x_BU: Tensor
     """unit rows of this rank"""
     position: int
-    """which of the sets of columns holds the teacher's; they are sent without gradient"""
+    """which of the sets of columns holds the teacher's; they are sent as constant"""
     temperature: float
     share: float
     """λ: of the target of rows that have a true match; above 0, at most 1"""
@@ -83,7 +84,7 @@ def find_matches(
         share_B = matched_G[own].double()
         return Matches(partners_G[own], None, share_B, share_B, matched_G, matched_G)
     # a group's number is the place of its first id among the sorted ones
-    sorted_ids_G = y_ids_G.sort().values
+    sorted_ids_G, order_G = y_ids_G.sort()
     y_groups_G = torch.searchsorted(sorted_ids_G, y_ids_G)
     x_groups_G = torch.searchsorted(sorted_ids_G, x_ids_G).clamp(max=len(y_ids_G) - 1)
     matched_G = sorted_ids_G[x_groups_G] == x_ids_G
@@ -94,7 +95,7 @@ def find_matches(
     # a GPU would have to be waited for to know that no id comes twice, and adds up groups fast enough
     is_unique = not y_ids_G.is_cuda and bool(num_columns.max() <= 1)
     return Matches(
-        y_ids_G.argsort()[groups_B] if is_unique else groups_B,
+        order_G[groups_B] if is_unique else groups_B,
         None if is_unique else y_groups_G,
         row_shares_B=matched_B / num_columns[groups_B].clamp(min=1),
         column_shares_B=matched_B / num_rows[groups_B].clamp(min=1),
@@ -142,14 +143,14 @@ class IdPair:
         y_GD = sets[self.position]
         if self.teacher is not None:
             # two softmaxes are subtracted that may be nearly equal: bfloat16 would leave their rounding
-            y_GD = y_GD.to(torch.promote_types(y_GD.dtype, torch.float32))
+            y_GD = y_GD.to(sum_dtype(y_GD.dtype))
         x_BD, temperature = self.x.detach().to(y_GD.dtype), self.temperature.detach()
         own = slice(self.columns.offset, self.columns.offset + len(x_BD))
         x_ids_G, y_ids_G = (ids.contiguous() for ids in ids_G2.unbind(1))
         left_out = None
         if self.same_image == "mask":
             left_out = LeftOut(x_ids_G[own], y_ids_G, self.columns.offset)
-        self._scale = 1 / temperature.to(torch.promote_types(x_BD.dtype, torch.float32))
+        self._scale = 1 / temperature.to(sum_dtype(x_BD.dtype))
         self._logits = Logits(x_BD, y_GD, self._scale, left_out=left_out)
         self._matches = find_matches(x_ids_G, y_ids_G, own=own, same_image=self.same_image)
         self._own = own
@@ -195,6 +196,8 @@ class IdPair:
     def gradients(self, factor: Tensor) -> Gradients:
         slot = self.columns.slot(self.position)
         matches, hard = self._matches, 1 - self._share
+        # the logits' gradient, times what the logits are times the vectors' products
+        factor = factor * self._scale.double().squeeze()
         row_weight, column_weight = factor / (2 * self._num_rows), factor / (2 * self._num_columns)
         pulls_B = hard * (row_weight * matches.row_shares_B + column_weight * matches.column_shares_B)
         weights = Weights(
@@ -209,9 +212,8 @@ class IdPair:
         if self.teacher is not None:
             factor = factor.to(gradient_BD.dtype)
             gradient_BD -= factor * self._of_teacher_BD
-            slot -= factor * self._of_teacher_GD
-        gradient_BD *= self._scale
-        slot *= self._scale
+            if slot is not None:
+                slot -= factor * self._of_teacher_GD
         # s = x·y / τ: what the rows' gradient says along the rows, it says of 1/τ
         along = (gradient_BD * x_BD).sum(1).double().sum()
         return Gradients(gradient_BD, (-along * self._scale).reshape(1))
@@ -222,7 +224,7 @@ class IdPair:
 
     def _matched_means(self, x_BD: Tensor, y_GD: Tensor) -> Tensor:
         """Return Σ_j P_ij s_ij of this rank's rows, float64."""
-        y_GD = y_GD.to(torch.promote_types(y_GD.dtype, torch.float32))
+        y_GD = y_GD.to(sum_dtype(y_GD.dtype))
         matches = self._matches
         own_groups_BD = sum_columns(y_GD, x_groups_B=matches.x_groups_B, y_groups_N=matches.y_groups_G)
         return (x_BD.to(y_GD.dtype) * own_groups_BD).sum(1).double() * self._scale

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from promptmeup.losses.contrast import Gradients, from_sums, to_sums
-from promptmeup.losses.tiles import Logits, Weights, log_sums, weighted_sums
+from promptmeup.losses.tiles import Logits, Weights, log_sums, sum_dtype, weighted_sums
 from promptmeup.records import SoftLabels
 
 
@@ -70,7 +70,7 @@ class LabelPair:
         self._bank_KD, self._labels, self._keep_N = bank_KD, labels, keep_N
 
     def measure(self) -> list[Tensor]:
-        dtype = torch.promote_types(self.x.dtype, torch.float32)
+        dtype = sum_dtype(self.x.dtype)
         # zeroed before any product: masking a result would leave 0 · NaN in the gradient
         x_ND = self.x.detach().to(dtype).where(self._keep_N[:, None], 0)
         bank_KD, temperature = self._bank_KD.detach().to(dtype), self.temperature.detach()
@@ -102,11 +102,10 @@ class LabelPair:
         return (row_sum + column_sum) / (2 * self._num_rows)
 
     def gradients(self, factor: Tensor) -> Gradients:
-        weight = factor / (2 * self._num_rows)
+        weight = factor * self._scale.double().squeeze() / (2 * self._num_rows)
         weights = Weights(self._row_logs_N, self._column_logs_K, weight * self._keep_N, weight * self._mass_K)
         x_ND, bank_KD = self._logits.x_BD, self._logits.y_ND
         gradient_ND = weighted_sums(self._logits, weights, x_BD=x_ND, y_ND=bank_KD, onto_columns=None)
         gradient_ND -= (2 * weight).to(gradient_ND.dtype) * self._labelled_ND
-        gradient_ND *= self._scale
         along = (gradient_ND * x_ND).sum(1).double().sum()
         return Gradients(gradient_ND, (-along * self._scale).reshape(1))

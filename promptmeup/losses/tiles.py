@@ -5,6 +5,7 @@ matrix products of cuBLAS with one Triton kernel between them (tiles_triton.py).
 N columns of width D takes 8bND operations in all: x yᵀ twice, and one product for each side's gradient.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,6 +98,23 @@ class Weights:
     rows_B: Tensor
     columns_N: Tensor
     matched: Matched | None = None
+
+
+def cut(num_rows: int, num_columns: int, height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Yield the rows and columns of each tile of a matrix, row by row of tiles."""
+    for row in range(0, num_rows, height):
+        for column in range(0, num_columns, width):
+            yield slice(row, min(row + height, num_rows)), slice(column, min(column + width, num_columns))
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return what products and exponentials of vectors of `dtype` are summed in: float32, float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def finite(log_sums_N: Tensor) -> Tensor:
+    """Return 0 in place of -inf, the log-sum-exp of a row or column of which no entry takes part."""
+    return log_sums_N.where(log_sums_N != -torch.inf, 0)
 
 
 def log_sums(logits: Logits, *, find_best: bool = False) -> LogSums:

@@ -4,12 +4,10 @@ Exponentials are what costs here beside the matrix products, so a tile takes one
 numbers allow it: with one shift M for the whole tile, exp(s - M) serves its rows and its columns alike.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from promptmeup.losses.tiles import Logits, LogSums, Weights, add_rows, sum_columns
+from promptmeup.losses.tiles import Logits, LogSums, Weights, add_rows, cut, finite, sum_columns, sum_dtype
 
 # Fastest of 256 to 2048 in both directions at D = 256 and 512 on one core, by less than a tenth.
 TILE_ROWS, TILE_COLUMNS = 1024, 512
@@ -20,18 +18,9 @@ PLAIN_SCALE = 40.0
 SHARED_SHIFT = 60.0
 
 
-def _tiles(num_rows: int, num_columns: int) -> Iterator[tuple[slice, slice]]:
-    for row in range(0, num_rows, TILE_ROWS):
-        for column in range(0, num_columns, TILE_COLUMNS):
-            yield (
-                slice(row, min(row + TILE_ROWS, num_rows)),
-                slice(column, min(column + TILE_COLUMNS, num_columns)),
-            )
-
-
 def _wide(vectors: Tensor) -> Tensor:
     # a product of bfloat16 matrices is emulated on a CPU, and slower than converting them
-    return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    return vectors.to(sum_dtype(vectors.dtype))
 
 
 class _Buffers:
@@ -61,7 +50,7 @@ def log_sums(logits: Logits, *, find_best: bool = False) -> LogSums:
     best_B = torch.zeros(len(x_BD), dtype=torch.int64, device=x_BD.device)
     is_plain = float(logits.scale) <= PLAIN_SCALE
     buffers = _Buffers(x_BD, num_rows=len(x_BD), num_columns=len(y_ND))
-    for rows, columns in _tiles(len(x_BD), len(y_ND)):
+    for rows, columns in cut(len(x_BD), len(y_ND), TILE_ROWS, TILE_COLUMNS):
         s = torch.mm(x_BD[rows], y_ND[columns].T, out=buffers.tile(buffers.first, rows, columns))
         if logits.left_out is not None:
             assert kept is None
@@ -112,14 +101,12 @@ def weighted_sums(
     every = slice(None) if kept is None else kept
     left_BD, right_ND = _wide(logits.x_BD[every]) * logits.scale, _wide(logits.y_ND)
     x_BD, y_ND, num_rows = _wide(x_BD[every]), _wide(y_ND), len(x_BD)
-    row_logs_B, column_logs_N = (
-        logs.where(logs != -torch.inf, 0) for logs in (weights.row_logs_B[every], weights.column_logs_N)
-    )
+    row_logs_B, column_logs_N = finite(weights.row_logs_B[every]), finite(weights.column_logs_N)
     rows_B, columns_N = weights.rows_B[every], weights.columns_N
     is_plain = float(logits.scale) <= PLAIN_SCALE
     of_y_BD = x_BD.new_zeros(len(x_BD), y_ND.shape[1])
     buffers = _Buffers(left_BD, num_rows=len(left_BD), num_columns=len(right_ND))
-    for rows, columns in _tiles(len(left_BD), len(right_ND)):
+    for rows, columns in cut(len(left_BD), len(right_ND), TILE_ROWS, TILE_COLUMNS):
         s = torch.mm(left_BD[rows], right_ND[columns].T, out=buffers.tile(buffers.first, rows, columns))
         if logits.left_out is not None:
             s.masked_fill_(logits.left_out.mask(rows, columns), -torch.inf)

@@ -1,6 +1,6 @@
 """All losses of a step, from the student's features, as means over the world."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, Self
 
 import torch
@@ -13,7 +13,7 @@ from promptmeup.losses.exchange import Columns, Exchange
 from promptmeup.losses.image_text import IdPair
 from promptmeup.losses.matching import matching
 from promptmeup.losses.soft_label import LabelPair, hardest, spread
-from promptmeup.records import Banks, Batch, Features, SoftLabels, Term
+from promptmeup.records import Banks, Batch, Features, SoftLabels, Term, is_per_row
 
 
 class LossWeights(Config):
@@ -49,6 +49,18 @@ class Losses:
     """for backward, float64; the average of its gradient over the ranks is that of the world's weighted total"""
     reported: dict[str, Tensor]
     """float64 scalars, equal on all ranks, no gradient: loss/total, loss/NAME, and the metrics by name"""
+    sound: Tensor
+    """bool scalar, equal on all ranks: the total and all features are finite, also those that count nowhere"""
+
+
+def rows_not_finite(features: Features) -> Tensor:
+    """Return which rows [B] have a feature that is NaN or infinite: their gradient would be, counted or not."""
+    wrong_B = torch.zeros(len(features.image_BD), dtype=torch.bool, device=features.image_BD.device)
+    for field in fields(features):
+        value = getattr(features, field.name)
+        if isinstance(value, Tensor) and is_per_row(field.name) and value.is_floating_point():
+            wrong_B |= ~value.detach().isfinite().flatten(1).all(1)
+    return wrong_B
 
 
 def captions_to_send(batch: Batch, exchange: Exchange, *, dtype: torch.dtype | None = None) -> Columns:
@@ -174,15 +186,12 @@ def total_loss(
         terms["matching"], accuracy = matching(features.matching_logits_B2, matched_B=batch.matched_B)
         metrics["matching_accuracy"] = accuracy
 
-    riders = [
-        torch.stack([t.sum.detach().double(), t.count.double()]) for t in (*terms.values(), *metrics.values())
-    ]
-    none = torch.zeros(0, 2, dtype=torch.float64, device=features.image_BD.device)
-    means, totals = contrast(
-        tuple(pairs.values()), exchange=exchange, riders=torch.stack(riders) if riders else none
-    )
+    num_wrong = rows_not_finite(features).sum().double()
+    watched = [*terms.values(), *metrics.values(), Term(num_wrong, num_wrong)]
+    riders = torch.stack([torch.stack([t.sum.detach().double(), t.count.double()]) for t in watched])
+    means, totals = contrast(tuple(pairs.values()), exchange=exchange, riders=riders)
     losses = dict(zip(pairs, means, strict=True))
-    world = dict(zip([*terms, *metrics], totals, strict=True))
+    world = dict(zip([*terms, *metrics], totals, strict=False))
     reported = {f"loss/{name}": mean.detach() for name, mean in losses.items()}
     for name, term in terms.items():
         total, count = world[name]
@@ -197,4 +206,4 @@ def total_loss(
         reported[name] = total / count.clamp(min=1)
     local = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
     total = torch.stack([weights[name] * reported[f"loss/{name}"] for name in losses]).sum()
-    return Losses(local, {"loss/total": total} | reported)
+    return Losses(local, {"loss/total": total} | reported, total.isfinite() & (totals[-1, 0] == 0))

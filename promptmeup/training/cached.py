@@ -19,8 +19,8 @@ from torch import Tensor
 from promptmeup.distributed.engine import one_reduction
 from promptmeup.losses.exchange import Exchange
 from promptmeup.losses.total import LossConfig, captions_to_send, total_loss
-from promptmeup.records import Banks, Batch, Features
-from promptmeup.training.forward import forward, refuse_nonfinite
+from promptmeup.records import Banks, Batch, Features, is_per_row
+from promptmeup.training.forward import Soundness, forward
 
 RandomState = tuple[Tensor, Tensor | None]
 
@@ -37,7 +37,8 @@ def cached_step(
 ) -> dict[str, Tensor]:
     """See `step.train_step`; at most `micro_batch` rows are in the model at once.
 
-    Dropout is the same in both forward passes of a micro-batch, and not that of the whole batch in one.
+    Dropout is the same in both forward passes of a micro-batch, and not that of the whole batch in one. In bf16 the
+    micro-batches' gradients are added up in bf16, as DeepSpeed keeps them.
     """
     parts = [batch.rows(first, first + micro_batch) for first in range(0, len(batch), micro_batch)]
     states: list[RandomState] = []
@@ -53,7 +54,7 @@ def cached_step(
     if losses.weights.image_text > 0:
         features = replace(features, text_BD=columns.send_one(features.text_BD))
     found = total_loss(features, columns, batch, banks, losses, exchange)
-    refuse_nonfinite(found, features, batch)
+    Soundness(found).insist(features, batch)
     found_gradients = torch.autograd.grad(found.local, list(leaves.values()), allow_unused=True)
     gradients = {name: g for name, g in zip(leaves, found_gradients, strict=True) if g is not None}
 
@@ -64,17 +65,13 @@ def cached_step(
             first = number * micro_batch
             products = []
             for name, gradient in gradients.items():
-                if _is_per_row(name):
+                if is_per_row(name):
                     products.append((again[name] * gradient[first : first + micro_batch]).sum())
                 elif number == 0:  # a temperature is one number for all rows
                     products.append((again[name] * gradient).sum())
             engine.backward(torch.stack(products).sum())
     engine.step()
     return found.reported | {"temperature": features.temperature.detach()}
-
-
-def _is_per_row(name: str) -> bool:
-    return not name.endswith("temperature")
 
 
 def _tensors(features: Features) -> dict[str, Tensor]:
@@ -86,7 +83,7 @@ def _joined(parts: list[Features]) -> Features:
     """Return the features of all rows as leaves of a new graph."""
     whole = {}
     for name, first in _tensors(parts[0]).items():
-        value = torch.cat([getattr(part, name) for part in parts]) if _is_per_row(name) else first.detach()
+        value = torch.cat([getattr(part, name) for part in parts]) if is_per_row(name) else first.detach()
         whole[name] = value.requires_grad_() if value.is_floating_point() else value
     return Features(**whole)
 

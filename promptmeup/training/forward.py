@@ -9,8 +9,8 @@ from torch import Tensor
 
 from promptmeup.data.transforms import normalise
 from promptmeup.errors import TrainingError
-from promptmeup.losses.total import Losses
-from promptmeup.records import Batch, Features
+from promptmeup.losses.total import Losses, rows_not_finite
+from promptmeup.records import Batch, Features, is_per_row
 
 
 def forward(
@@ -31,30 +31,52 @@ def forward(
     )
 
 
-def refuse_nonfinite(found: Losses, features: Features, batch: Batch) -> None:
-    """Raise, on every rank, where the world's loss is NaN or infinite, naming the images that are to blame.
+class Soundness:
+    """Whether a step's losses may be trained on, asked of the device now and looked at later.
 
-    Raises:
-        TrainingError: the loss is not finite.
+    On a GPU the answer is on its way while the backward pass works, and waiting for it does not wait for that.
     """
-    if found.reported["loss/total"].isfinite():
-        return
-    terms = [
-        f"{name} = {value.item()}"
-        for name, value in found.reported.items()
-        if name.startswith("loss/") and not value.isfinite()
-    ]
-    wrong_B = torch.zeros(len(batch), dtype=torch.bool, device=features.image_BD.device)
-    for field in fields(features):
-        value = getattr(features, field.name)
-        if isinstance(value, Tensor) and len(value) == len(batch) and value.is_floating_point():
-            wrong_B |= ~value.isfinite().flatten(1).all(1)
-    keys = [key for key, wrong in zip(batch.keys, wrong_B.tolist(), strict=True) if wrong]
-    blame = "all features of this rank are finite; look at what the other ranks say"
-    if keys:
-        shown = " ".join(keys[:8]) + (" ..." if len(keys) > 8 else "")
-        blame = f"{len(keys)} of this rank's {len(batch)} pairs have features that are not finite; images: {shown}"
-    raise TrainingError(
-        f"{', '.join(terms)}: {blame}. This batch was not trained on and the last checkpoint is untouched; "
-        "lower optim.lr, or look at these images, and start again to resume"
-    )
+
+    def __init__(self, found: Losses) -> None:
+        self._answer, self._arrived = found.sound, None
+        if self._answer.is_cuda:
+            self._answer = torch.empty(1, dtype=torch.bool, pin_memory=True)
+            self._answer.copy_(found.sound, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+        self._found = found
+
+    def insist(self, features: Features, batch: Batch) -> None:
+        """Return if all is well.
+
+        Raises:
+            TrainingError: on every rank, where a loss of the world or a feature of any rank is NaN or infinite; it
+                names this rank's images that are to blame.
+        """
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        if self._answer:
+            return
+        reported = self._found.reported.items()
+        terms = [f"{name} = {value.item()}" for name, value in reported if not value.isfinite()]
+        wrong = [
+            f"{field.name} = {value.item()}"
+            for field in fields(features)
+            if not is_per_row(field.name)
+            and (value := getattr(features, field.name)) is not None
+            and not value.isfinite().all()
+        ]
+        rows = rows_not_finite(features).tolist()
+        keys = [key for key, is_wrong in zip(batch.keys, rows, strict=True) if is_wrong]
+        blame = "all features of this rank are finite; look at what the other ranks say"
+        if keys:
+            shown = " ".join(keys[:8]) + (" ..." if len(keys) > 8 else "")
+            blame = (
+                f"{len(keys)} of this rank's {len(batch)} pairs have features that are not finite; "
+                f"images: {shown}"
+            )
+        raise TrainingError(
+            f"{', '.join(terms + wrong) or 'features that are not finite'}: {blame}. This batch was not trained "
+            "on and the last checkpoint is untouched; lower optim.lr, or look at these images, and start again to "
+            "resume"
+        )

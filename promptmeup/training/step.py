@@ -9,7 +9,7 @@ from promptmeup.losses.exchange import Exchange
 from promptmeup.losses.total import LossConfig, captions_to_send, total_loss
 from promptmeup.records import Banks, Batch
 from promptmeup.training.cached import cached_step
-from promptmeup.training.forward import forward, refuse_nonfinite
+from promptmeup.training.forward import Soundness, forward
 
 
 def train_step(
@@ -28,7 +28,7 @@ def train_step(
     backward does. With a `micro_batch` smaller than the batch see `cached.cached_step`: the same step in less memory.
 
     Raises:
-        TrainingError: the loss is not finite; nothing is updated.
+        TrainingError: the loss or a feature is not finite; nothing is updated.
     """
     if micro_batch is not None and micro_batch < len(batch):
         return cached_step(
@@ -44,8 +44,8 @@ def train_step(
     on_text = columns.send_one if losses.weights.image_text > 0 else None
     features = forward(engine, batch, dtype=dtype, on_text=on_text)
     found = total_loss(features, columns, batch, banks, losses, exchange)
+    soundness = Soundness(found)
     engine.backward(found.local)
-    # a GPU has the backward pass to do while its loss is waited for
-    refuse_nonfinite(found, features, batch)
+    soundness.insist(features, batch)
     engine.step()
     return found.reported | {"temperature": features.temperature.detach()}

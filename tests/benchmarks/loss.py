@@ -26,7 +26,8 @@ from tests.benchmarks.peers.peer import MissingPeerError
 from tests.support.ranks import run_ranks
 
 OURS, AGAIN, OPEN_CLIP = "promptmeup", "promptmeup again", "open_clip"
-HALVED, METHOD = "promptmeup, bfloat16", "promptmeup, prompts on every rank"
+WATCHED, HALVED = "promptmeup, accuracy watched", "promptmeup, bfloat16"
+METHOD = "promptmeup, prompts on every rank"
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 WARMUPS, REPEATS = 2, 7
 WIDTH = 256
@@ -218,6 +219,7 @@ def on_rank(world: World, case: Case) -> dict[str, Any]:
 
     timed = {name: together(step) for name, step in steps.items()}
     timed[AGAIN] = timed[OURS]
+    timed[WATCHED] = together(_step(contrastive.ours(world, watch_accuracy=True), own, case.scale))
     seconds = harness.interleave(timed, repeats=REPEATS, warmups=WARMUPS)
     return {
         "errors": errors,
@@ -258,6 +260,11 @@ def megabytes(side: str, rows: int) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
+def _times_as_fast(seconds: dict[str, list[float]], name: str) -> float:
+    """Return the median over the turns of open_clip's time by that of `name`."""
+    return float(np.median(np.array(seconds[OPEN_CLIP]) / np.array(seconds[name])))
+
+
 def measure_cpu() -> tuple[list[harness.Row], dict[str, float]]:
     """Ranks on a CPU, gloo, one thread each."""
     rows: list[harness.Row] = []
@@ -269,13 +276,12 @@ def measure_cpu() -> tuple[list[harness.Row], dict[str, float]]:
         times = {name: harness.spread(values) for name, values in seconds.items()}
         again = times[AGAIN].median / times[OURS].median
         noise.append(abs(again - 1))
-        speedup = float(np.median(np.array(seconds[OPEN_CLIP]) / np.array(seconds[OURS])))
         found[case] = {
-            "speedup": speedup,
+            "speedup": _times_as_fast(seconds, OURS),
             "difference": max(answer["difference"] for answer in answers),
             "exchanges": answers[0]["exchanges"],
         }
-        for name in (OURS, OPEN_CLIP):
+        for name in (OURS, WATCHED, OPEN_CLIP):
             rows.append(
                 {
                     "where": f"{case.ranks} ranks",
@@ -287,9 +293,9 @@ def measure_cpu() -> tuple[list[harness.Row], dict[str, float]]:
                     "ms": 1000 * times[name].median,
                     "p25": 1000 * times[name].p25,
                     "p75": 1000 * times[name].p75,
-                    "times as fast": speedup if name == OURS else 1.0,
+                    "times as fast": _times_as_fast(seconds, name),
                     "A/A": again if name == OURS else None,
-                    "error": max(answer["errors"][name] for answer in answers),
+                    "error": max(answer["errors"].get(name, 0.0) for answer in answers) or None,
                 }
             )
     memory = {name: megabytes(name, MEMORY_ROWS) for name in (OURS, OPEN_CLIP)}
@@ -321,6 +327,7 @@ def gpu_sides(world: World) -> tuple[dict[str, Loss], list[str]]:
         "inf_cl": lambda: contrastive.inf_cl(world),
         "cut-cross-entropy": contrastive.cut_cross_entropy,
         "liger": contrastive.liger,
+        "liger, chunks x 8": lambda: contrastive.liger(chunks=8),
     }
     sides, missing = {}, []
     for name, make in makers.items():
@@ -340,20 +347,24 @@ def measure_gpu() -> tuple[list[harness.Row], dict[str, float]]:
     rows: list[harness.Row] = []
     summary: dict[str, float] = {}
     for scale in GPU_SCALES:
-        small = Case(1, GPU_ROWS[0], 1, scale)
-        sound = {}
-        for name, loss in sides.items():
-            try:
-                sound[name] = gate({name: loss}, small, world, limit=BF16_ERROR)[name]
-            except Exception as error:  # a peer that fails on this GPU must not end the others' measurement
-                print(f"not measured at 1/temperature {scale}: {name}: {error}")
         for width in GPU_WIDTHS:
+            small = Case(1, GPU_ROWS[0], 1, scale, width)
+            sound = {}
+            for name, loss in sides.items():
+                try:
+                    sound[name] = gate({name: loss}, small, world, limit=BF16_ERROR)[name]
+                except (
+                    Exception
+                ) as error:  # a peer that fails on this GPU must not end the others' measurement
+                    if name == OURS:
+                        raise
+                    print(f"not measured at 1/temperature {scale}, D {width}: {name}: {error}")
             for count in GPU_ROWS:
                 case = Case(1, count, 1, scale, width)
                 own = _own(features(case, seed=3), case, world)
-                found = _time_on_gpu({name: sides[name] for name in sound}, own, scale)
+                timed = {name: sides[name] for name in sound} | {AGAIN: sides[OURS]}
+                found = _time_on_gpu(timed, own, scale)
                 for name, (time, gigabytes) in found.items():
-                    flops = 8 * count**2 * width / time.median
                     rows.append(
                         {
                             "where": torch.cuda.get_device_name(0),
@@ -368,18 +379,31 @@ def measure_gpu() -> tuple[list[harness.Row], dict[str, float]]:
                             "times as fast": found[OPEN_CLIP][0].median / time.median
                             if OPEN_CLIP in found
                             else None,
-                            "A/A": None,
-                            "error": sound[name],
-                            "TFLOP/s": flops / 1e12,
+                            "A/A": time.median / found[OURS][0].median if name == AGAIN else None,
+                            "error": sound.get(name),
+                            "TFLOP/s": 8 * count**2 * width / time.median / 1e12,
                             "GB": gigabytes,
                         }
                     )
-                if (count, width, scale) == GPU_HEADLINE and OURS in found and OPEN_CLIP in found:
+                if (count, width, scale) == GPU_HEADLINE and OPEN_CLIP in found:
                     ours, theirs = found[OURS], found[OPEN_CLIP]
                     summary["gpu_speedup_vs_open_clip"] = theirs[0].median / ours[0].median
                     summary["gpu_effective_tflops"] = 8 * count**2 * width / ours[0].median / 1e12
                     summary["gpu_bytes_per_logit"] = ours[1] * 1e9 / count**2
+                    _try_tiles(sides[OURS], own, scale)
     return rows, summary
+
+
+def _try_tiles(ours: Loss, own: Sets, scale: float) -> None:
+    """Print the time of ours with other sizes of tiles: what tiles_triton's constants should be on this GPU."""
+    from promptmeup.losses import tiles_triton
+
+    before = tiles_triton.TILE_ROWS, tiles_triton.TILE_COLUMNS
+    for tile in ((1024, 4096), (2048, 2048), (2048, 4096), (4096, 4096), (4096, 8192), (8192, 8192)):
+        tiles_triton.TILE_ROWS, tiles_triton.TILE_COLUMNS = tile
+        time, gigabytes = _time_on_gpu({OURS: ours}, own, scale)[OURS]
+        print(f"tiles of {tile[0]} x {tile[1]}: {1000 * time.median:.2f} ms, {gigabytes:.2f} GB")
+    tiles_triton.TILE_ROWS, tiles_triton.TILE_COLUMNS = before
 
 
 def _time_on_gpu(sides: dict[str, Loss], own: Sets, scale: float) -> dict[str, tuple[harness.Spread, float]]:

@@ -7,10 +7,14 @@ from typing import Literal
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from promptmeup.distributed.collectives import WorldExchange
 from promptmeup.distributed.world import World
+from promptmeup.losses.contrast import contrast
+from promptmeup.losses.exchange import Columns
+from promptmeup.losses.image_text import IdPair, Teacher
 from promptmeup.losses.total import LossConfig, Losses, LossWeights, captions_to_send, total_loss
 from promptmeup.records import Batch, Features
 from tests.support.loss_inputs import Inputs, Student, banks, scenarios
@@ -142,6 +146,54 @@ def test_ranks_agree_at_every_temperature(temperature: float) -> None:
             assert values[name] == pytest.approx(expected_values[name], rel=1e-5), name
         for name, gradient in gradients.items():
             assert (gradient - expected[name]).norm() <= 1e-4 * expected[name].norm(), name
+
+
+def _several_sets(world: World, dtype: torch.dtype | None) -> tuple[list[float], list[Tensor]]:
+    """Two sets of odd width and a teacher; means, and the averaged gradients of this rank's rows."""
+    generator = torch.Generator().manual_seed(0)
+    whole = [F.normalize(torch.randn(12, 7, generator=generator), dim=-1) for _ in range(5)]
+    if dtype is None:
+        whole = [rows.double() for rows in whole]
+    own = slice(12 // world.size * world.rank, 12 // world.size * (world.rank + 1))
+    image, text, other, u, v = (rows[own].clone() for rows in whole)
+    leaves = [image.requires_grad_(), text.requires_grad_(), other.requires_grad_()]
+    exchange = WorldExchange(world)
+    ids = torch.tensor([0, 1, 2, 2, 4, 5, 6, 7, 8, 9, 9, 11])[own]
+    columns = Columns(exchange, torch.stack([ids, ids % 9], dim=1), dtype=dtype)
+    columns.send(text, other, constant=[v])
+    temperatures = [torch.tensor([t]).to(image.dtype).requires_grad_() for t in (0.1, 0.2)]
+    pairs = [
+        IdPair(
+            image,
+            columns=columns,
+            temperature=temperatures[0],
+            teacher=Teacher(u, position=2, temperature=0.1, share=0.4),
+        ),
+        IdPair(image, columns=columns, position=1, temperature=temperatures[1], same_image="mask"),
+    ]
+    means, _ = contrast(pairs, exchange=exchange, riders=torch.zeros(0))
+    gradients = torch.autograd.grad(means[0] + 2 * means[1], [*leaves, *temperatures])
+    result = [gradient / world.size for gradient in gradients]
+    for gradient in result[3:]:
+        if world.size > 1:
+            dist.all_reduce(gradient)
+    return [mean.item() for mean in means], result
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(None, 1e-12), (torch.bfloat16, 2e-2)])
+def test_several_sets_and_a_teacher_at_any_number_of_ranks(
+    dtype: torch.dtype | None, tolerance: float
+) -> None:
+    """In bf16 against float64 in a world of one: what is rounded on the way is rounded no further."""
+    expected_means, expected = _several_sets(World(0, 1, 0, torch.device("cpu")), None)
+    for size in (2, 4):
+        answers = run_ranks(_several_sets, size, dtype)
+        for means, _ in answers:
+            assert means == pytest.approx(expected_means, rel=tolerance)
+        for position, truth in enumerate(expected):
+            parts = [gradients[position] for _, gradients in answers]
+            found = torch.cat(parts) if position < 3 else parts[0]
+            assert (found - truth).norm() < tolerance * truth.norm(), position
 
 
 def _bare_exchanges(world: World, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

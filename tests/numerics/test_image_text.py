@@ -1,5 +1,7 @@
 """Image-text contrast against the slow reference, and at the edges of its precision."""
 
+import gc
+import weakref
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,7 +61,7 @@ def alone(
     teacher: plain.SoftTargets | None = None,
 ) -> Found:
     columns = Columns(ALONE, torch.tensor([image_ids, caption_ids]).T)
-    columns.send(text, *([] if teacher is None else [teacher.y_GU]))
+    (text,) = columns.send(text, constant=[] if teacher is None else [teacher.y_GU])
     soft = teacher and Teacher(teacher.x_GU, position=1, temperature=teacher.temperature, share=teacher.share)
     pair = IdPair(
         image, columns=columns, temperature=temperature, same_image=same_image, teacher=soft or None
@@ -240,9 +242,13 @@ def test_no_true_match_gives_exactly_zero(same_image: SameImage) -> None:
 @pytest.mark.parametrize(("alpha", "tolerance"), [(14.3, 2e-6), (100.0, 1e-5), (1000.0, 1e-4)])
 def test_float32_at_every_temperature_of_the_clamp(alpha: float, tolerance: float) -> None:
     """1000 is the clamp's end: exp overflows there without a running maximum, and float64 sums without two slots."""
-    image, text = _rows(1, rows=32, width=16), _rows(2, rows=32, width=16)
-    # a row and a column that are far from everything: their log-sum-exps lie 1.5 alpha below the others'
-    image[5], text[9] = -text.mean(0) / text.mean(0).norm(), -image.mean(0) / image.mean(0).norm()
+    # all rows point the same way but one, whose log-sum-exp lies far below: one shift does not serve all
+    ahead, aside = torch.eye(16).double()[:2]
+    image = F.normalize(ahead + 0.5 * _rows(1, rows=32, width=16), dim=-1)
+    text = F.normalize(image + 0.1 * _rows(2, rows=32, width=16), dim=-1)
+    image[5], text[9] = -ahead, aside
+    rows, columns = ((alpha * image @ text.T).logsumexp(dim) for dim in (1, 0))
+    assert rows.max() - rows.min() > 0.7 * alpha and columns.max() - columns.min() > 0.7 * alpha
     losses, gradients = [], []
     for dtype in (torch.float64, torch.float32):
         # the same numbers in both, so that only the arithmetic differs
@@ -303,6 +309,77 @@ def test_accuracy_counts_any_true_match() -> None:
     )
     # each other's caption is left out: 2 and 3 now find their own, and nobody else counts
     assert own.accuracy[1] == 2
+
+
+def test_pairs_share_columns() -> None:
+    """Two contrasts with one set and one with another, each with a temperature of its own; all add to the captions."""
+    ids = torch.arange(6)
+    results = []
+    for tiled in (True, False):
+        image, other, text, more = leaves = [_rows(seed).requires_grad_() for seed in (1, 2, 3, 4)]
+        temperatures = [torch.tensor([t]).double().requires_grad_() for t in (0.3, 0.1, 0.2)]
+        compared = [(image, 0), (other, 0), (image, 1)]
+        if tiled:
+            columns = Columns(ALONE, torch.stack([ids, ids], 1))
+            columns.send(text, more)
+            pairs = [
+                IdPair(x, columns=columns, position=position, temperature=t)
+                for (x, position), t in zip(compared, temperatures, strict=True)
+            ]
+            losses, _ = contrast(pairs, exchange=ALONE, riders=torch.zeros(0))
+        else:
+            losses = tuple(
+                plain.image_text(x, (text, more)[position], x_ids_G=ids, y_ids_G=ids, temperature=t)
+                for (x, position), t in zip(compared, temperatures, strict=True)
+            )
+        total = losses[0] + 2 * losses[1] + 3 * losses[2]
+        results.append(torch.autograd.grad(total, [*leaves, *temperatures]))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("sets", [1, 3])
+def test_a_step_leaves_nothing_behind(sets: int) -> None:
+    """Columns hold the features of all ranks; autograd's nodes and they must not keep each other alive."""
+    gc.disable()
+    try:
+        columns = Columns(ALONE, torch.arange(12).reshape(6, 2))
+        columns.send(*(_rows(seed).requires_grad_() for seed in range(sets)))
+        x = _rows(9).requires_grad_()
+        pairs = [
+            IdPair(x, columns=columns, position=number, temperature=torch.ones(1).double())
+            for number in range(sets)
+        ]
+        losses, _ = contrast(pairs, exchange=ALONE, riders=torch.zeros(0))
+        torch.stack(losses).sum().backward()
+        left = weakref.ref(columns)
+        del columns, pairs, losses
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+def test_captions_that_are_not_trained_get_nothing_back() -> None:
+    """A frozen text encoder: nothing sets out that nobody would wait for."""
+
+    class Watched(WorldExchange):
+        returned = 0
+
+        def scatter_sum(self, rows: Tensor) -> Any:
+            self.returned += 1
+            return super().scatter_sum(rows)
+
+    for is_trained in (False, True):
+        exchange = Watched(World(0, 1, 0, torch.device("cpu")))
+        columns = Columns(exchange, torch.arange(6)[:, None].expand(6, 2))
+        text = _rows(2).requires_grad_(is_trained)
+        columns.send(text)
+        x = _rows(1).requires_grad_()
+        pair = IdPair(x, columns=columns, temperature=torch.ones(1).double())
+        (loss,), _ = contrast([pair], exchange=exchange, riders=torch.zeros(0))
+        loss.backward()
+        assert exchange.returned == is_trained
+        assert x.grad is not None and x.grad.norm() > 0
 
 
 def test_gradient_is_exact_for_autograd_too() -> None:

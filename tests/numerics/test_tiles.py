@@ -3,6 +3,9 @@
 Triton's kernels run in its interpreter where there is no GPU (tests/conftest.py says so to Triton).
 """
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -13,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from promptmeup.losses import tiles_torch, tiles_triton
+from promptmeup.losses import tiles_torch
 from promptmeup.losses.tiles import LeftOut, Logits, Matched, Weights
+
+tiles_triton = pytest.importorskip("promptmeup.losses.tiles_triton", reason="no Triton for this system")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VERSIONS = {"torch": tiles_torch, "triton": tiles_triton}
@@ -201,7 +206,7 @@ def test_what_is_learnt_well_keeps_its_gradient_in_bfloat16(tiles: ModuleType) -
     assert (onto.cpu() - exact.T).norm() / exact.norm() < 4e-3
 
 
-def test_infinite_and_nan_vectors_are_not_hidden(tiles: ModuleType) -> None:
+def test_nan_is_not_hidden(tiles: ModuleType) -> None:
     for scale in (1.0, 100.0):
         given_case = case(30, 40, scale=scale)
         given_case.logits.x_BD[3, 2] = torch.nan
@@ -216,7 +221,7 @@ def test_infinite_and_nan_vectors_are_not_hidden(tiles: ModuleType) -> None:
     st.integers(1, 80),
     st.floats(0, 3),
     st.integers(0, 2**31),
-    st.integers(-20, 40),
+    st.integers(0, 40),
     st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
@@ -224,7 +229,7 @@ def test_any_shape_and_scale(
     rows: int, columns: int, exponent: float, seed: int, offset: int, left_out: bool
 ) -> None:
     """Plain torch in its own tiles of 1024 x 512, Triton in one: both see the matrix that torch sees whole."""
-    given_case = case(rows, columns, scale=10**exponent, seed=seed, left_out=left_out, offset=max(offset, 0))
+    given_case = case(rows, columns, scale=10**exponent, seed=seed, left_out=left_out, offset=offset)
     for version in VERSIONS.values():
         sums = version.log_sums(given_case.logits)
         tolerance = 3e-6 * max(1.0, 10**exponent / 14)
@@ -232,3 +237,43 @@ def test_any_shape_and_scale(
         torch.testing.assert_close(
             sums.columns_N.cpu(), given_case.whole.logsumexp(0), rtol=0, atol=tolerance
         )
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from promptmeup.losses import tiles_triton
+
+common = {"s_pointer": "*fp32", "s_stride": "i32", "scale_pointer": "*fp32"}
+common |= dict.fromkeys(("offset", "first_row", "first_column", "height", "width"), "i32")
+common |= {"row_logs_pointer": "*fp32", "column_logs_pointer": "*fp32"}
+log_sums = {"tops_pointer": "*fp32", "best_pointer": "*i64", "row_logs_stride": "i32", "column_logs_stride": "i32"}
+weights = dict.fromkeys(("row_factors_pointer", "column_factors_pointer", "matched_pointer"), "*fp32")
+weights["w_stride"] = "i32"
+blocks = {"block_rows": tiles_triton.BLOCK_ROWS, "block_columns": tiles_triton.BLOCK_COLUMNS}
+
+def build(kernel, types, flags):
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    constants = {(kernel.arg_names.index(name),): value for name, value in (flags | blocks).items()}
+    target = GPUTarget("cuda", 90, 32)
+    compile(ASTSource(fn=kernel, signature=signature, constexprs=constants), target=target, options={"num_warps": 8})
+
+for has in (False, True):
+    ids, keep = ("*i64", "*i8") if has else ("*fp32", "*fp32")
+    reads = common | {"keep_pointer": keep, "x_ids_pointer": ids, "y_ids_pointer": ids}
+    flags = {"has_keep": has, "has_left_out": has}
+    build(tiles_triton._log_sums_kernel, reads | log_sums, flags | {"find_best": has})
+    for w in ("*bf16", "*fp32"):
+        types = reads | weights | {"x_groups_pointer": ids, "y_groups_pointer": ids, "w_pointer": w}
+        build(tiles_triton._weights_kernel, types, flags | {"has_matched": has})
+print("compiled")
+"""
+
+
+def test_kernels_compile_for_a_gpu() -> None:
+    """What the interpreter lets pass, the compiler may not: all of it is compiled for an H100, which needs none."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.stdout == "compiled\n", done.stderr

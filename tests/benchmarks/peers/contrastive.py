@@ -25,8 +25,11 @@ Loss = Callable[[Sets, Tensor], Tensor]
 """-> the sum of the losses, for backward; the second argument is the scale, shape [1]"""
 
 
-def ours(world: World, *, dtype: torch.dtype | None = None) -> Loss:
-    """All losses in one call: one gather, one sum, one way back."""
+def ours(world: World, *, dtype: torch.dtype | None = None, watch_accuracy: bool = False) -> Loss:
+    """All losses in one call: one gather, one sum, one way back.
+
+    Training watches the accuracy of the first, which no peer computes.
+    """
     exchange = WorldExchange(world)
 
     def loss(sets: Sets, scale: Tensor) -> Tensor:
@@ -35,7 +38,13 @@ def ours(world: World, *, dtype: torch.dtype | None = None) -> Loss:
         columns = Columns(exchange, torch.stack([ids, ids], dim=1), dtype=dtype)
         columns.send(*(y for _, y in sets))
         pairs = [
-            IdPair(x, columns=columns, position=number, temperature=1 / scale, watch_accuracy=False)
+            IdPair(
+                x,
+                columns=columns,
+                position=number,
+                temperature=1 / scale,
+                watch_accuracy=watch_accuracy and number == 0,
+            )
             for number, (x, _) in enumerate(sets)
         ]
         losses, _ = contrast(pairs, exchange=exchange, riders=scale.new_zeros(0))
@@ -134,8 +143,8 @@ def cut_cross_entropy(impl: str = "cce") -> Loss:
     return loss
 
 
-def liger() -> Loss:
-    """Liger's fused linear cross-entropy, once for each direction."""
+def liger(*, chunks: int = 1) -> Loss:
+    """Liger's fused linear cross-entropy, once for each direction; `chunks` trades its memory for time."""
     module = require("liger_kernel.ops.fused_linear_cross_entropy", "liger-kernel")
     function = module.LigerFusedLinearCrossEntropyFunction
 
@@ -145,7 +154,12 @@ def liger() -> Loss:
             labels = torch.arange(len(x), device=x.device)
             x, y = x.to(torch.bfloat16), y.to(torch.bfloat16)
             for a, b in ((x, y), (y, x)):
-                found = function.apply((a * scale).to(a.dtype), b, labels)
+                found = function.apply(
+                    *((a * scale).to(a.dtype), b, labels, None, None, -100, 0.0, 0.0, "mean", None, False),
+                    # bfloat16 sums of the columns' gradients would be wrong by more than a per cent
+                    torch.float32,
+                    *(False, False, False, None, None, chunks),
+                )
                 total = total + (found[0] if isinstance(found, tuple) else found) / 2
         return total
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -160,14 +161,7 @@ def _poisoned(world: World, micro_batch: int | None) -> tuple[str, int]:
     """A photo of rank 1 breaks the vision encoder; what each rank says, and how often it updated."""
     model = support.tiny_model()
     engine = _Engine(model)
-    original = model.vision.forward
-
-    def broken(images_BCSS: Tensor) -> Any:
-        vector_BH, tokens_BPH = original(images_BCSS)
-        is_poison = images_BCSS.flatten(1).std(1) < 1e-6
-        return vector_BH.masked_fill(is_poison[:, None], torch.nan), tokens_BPH
-
-    model.vision.forward = broken  # type: ignore[method-assign]
+    model.vision.forward = partial(_spoilt, forward=model.vision.forward)  # type: ignore[method-assign]
     batch = _batch(world)
     if world.rank == 1:
         images_BCSS = batch.images_BCSS.clone()
@@ -196,6 +190,52 @@ def test_nan_is_reported_with_its_image_and_not_trained_on(micro_batch: int | No
     assert healthy.startswith("loss/total = nan, loss/image_text = nan")
     assert "all features of this rank are finite; look at what the other ranks say" in healthy
     assert "1 of this rank's 4 pairs have features that are not finite; images: photo6." in poisoned
+
+
+def _spoilt(images_BCSS: Tensor, forward: Any) -> Any:
+    vector_BH, tokens_BPH = forward(images_BCSS)
+    return vector_BH.masked_fill((images_BCSS.flatten(1).std(1) < 1e-6)[:, None], torch.nan), tokens_BPH
+
+
+@pytest.mark.parametrize("rows", [ROWS, 1])
+def test_nan_that_counts_nowhere_is_refused_too(rows: int) -> None:
+    """A photo whose label is not kept: the loss is finite, and the gradient would be 0 · NaN all the same."""
+    world = World(0, 1, 0, torch.device("cpu"))
+    engine = _Engine(support.tiny_model())
+    engine.module.vision.forward = partial(_spoilt, forward=engine.module.vision.forward)  # type: ignore[method-assign]
+    batch = _batch(world)
+    images_BCSS, keep = batch.images_BCSS.clone(), torch.ones(ROWS, dtype=torch.bool)
+    images_BCSS[0], keep[0] = 7, False
+    assert batch.image_labels is not None
+    labels = replace(batch.image_labels, keep=keep)
+    batch = replace(batch, images_BCSS=images_BCSS, image_labels=labels).rows(0, rows)
+    weights = {"image_text": 0, "object_entity": 0, "matching": 0}
+    with pytest.raises(TrainingError, match=rf"1 of this rank's {rows} pairs .*images: photo0\."):
+        train_step(
+            engine,
+            batch,
+            banks=_banks(),
+            losses=LossConfig(weights=weights),  # type: ignore[arg-type]
+            dtype=torch.float32,
+            exchange=WorldExchange(world),
+        )
+    assert engine.steps == 0
+
+
+def test_a_temperature_that_is_not_finite_is_named() -> None:
+    world = World(0, 1, 0, torch.device("cpu"))
+    engine = _Engine(support.tiny_model())
+    with torch.no_grad():
+        engine.module.heads.relation_temperature.value.fill_(torch.nan)
+    with pytest.raises(TrainingError, match=r"loss/image_relation = nan, relation_temperature = nan"):
+        train_step(
+            engine,
+            _batch(world),
+            banks=_banks(),
+            losses=LossConfig(),
+            dtype=torch.float32,
+            exchange=WorldExchange(world),
+        )
 
 
 def test_a_dual_encoder_sends_and_waits_without_fusion() -> None:
