@@ -321,6 +321,11 @@ class LabelReader:
                 f"the soft labels in {folder} are for corpus {self.manifest.corpus}, but {split.folder} is "
                 f"corpus {split.manifest.fingerprint}; it was packed anew: run launch/label.py again"
             )
+        if self.manifest.bank != folder.name:
+            raise ShardError(
+                f"the soft labels in {folder} are those of bank {self.manifest.bank}: the folder was renamed or "
+                "its files come from another; give it its name back, or run launch/label.py again"
+            )
         # a small vocabulary has fewer prompts than are kept of a large one
         kept = self.manifest.num_kept
         self._object_dtype = shard_format.label_dtype(min(kept, len(self.manifest.entities)))

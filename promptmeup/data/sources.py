@@ -70,6 +70,12 @@ class Sources:
         """The order of all pairs."""
         return self.orders[0] if len(self.orders) == 1 else Blend(self.orders, self.shares, seed=self.seed)
 
+    @property
+    def identity(self) -> dict[str, int | str]:
+        """What a resumed run must find unchanged: all that the order depends on, and the soft labels."""
+        names = {"labels": " ".join(reader.folder.name for reader in self.labels)} if self.labels else {}
+        return dict(self.stream.identity) | names
+
     @cached_property
     def _first_row(self) -> NDArray[np.int64]:
         return np.cumsum([0, *(len(split.pairs) for split in self.splits)])

@@ -4,7 +4,7 @@ Shards are labelled one by one and only files are written: any number of process
 without a word between them, and a shard that is finished stays finished.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,14 @@ def finish_labels(
     *,
     corpus: str,
     made_with: dict[str, Any],
+    further: Mapping[str, float] | None = None,
 ) -> LabelManifest:
     """Write and return the manifest with both kinds' statistics; call it when every process is done.
 
     Args:
         folder: named by the bank's fingerprint.
         corpus: fingerprint of the labelled split.
+        further: statistics beyond those of the labels alone.
 
     Raises:
         ShardError: a shard has no labels yet.
@@ -123,7 +125,7 @@ def finish_labels(
         entities=vocabulary.entities,
         relations=vocabulary.relations,
         made_with=made_with,
-        statistics=found,
+        statistics=found | dict(further or {}),
         files=file_entries(folder, sorted(p.name for p in folder.iterdir() if p.suffix in LABEL_SUFFIXES)),
     )
     write_label_manifest(folder, manifest)

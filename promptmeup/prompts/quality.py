@@ -1,4 +1,4 @@
-"""How good soft labels look without any truth: the failure signatures of METHOD, in three numbers."""
+"""How good soft labels look without any truth: entropy, confidence, dominance, agreement with the captions."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -63,3 +63,41 @@ def dominance_warning(found: dict[str, float], names: Sequence[str], *, kind: st
         f"'{names[int(found['top_prompt'])]}': they say little about the images. "
         "Train the teacher for longer, lower the temperature or take that name out of the vocabulary"
     )
+
+
+AGREEMENT_AT = (1, 5)
+
+
+def agreement(
+    ids_NT: NDArray[Any], *, samples_N: NDArray[np.int64], named_SK: NDArray[np.bool_]
+) -> dict[str, float]:
+    """Return how often a label's most probable prompts are named in the photo's own captions: a free measure.
+
+    By chance means: with the captions of other photos, on average over eight of them. It knows which names are
+    frequent, so a teacher that always says the most frequent one is at chance.
+
+    Args:
+        ids_NT: prompts of each label, the most probable first.
+        samples_N: the photo of each label.
+        named_SK: which prompts the captions of each photo name; labels of photos with none are left out.
+
+    Returns:
+        agreement_rows, and for k = 1 and 5 agreement_top{k} and agreement_top{k}_by_chance, each in [0, 1].
+    """
+    counted_N = named_SK[samples_N].any(axis=1)
+    ids_NT, samples_N = ids_NT[counted_N], samples_N[counted_N]
+    with_names = np.flatnonzero(named_SK.any(axis=1))
+    found = {"agreement_rows": float(len(samples_N))}
+    if len(samples_N) == 0 or len(with_names) < 2:
+        return found
+    places_N = np.searchsorted(with_names, samples_N)
+    shifts = [1 + (len(with_names) - 1) * step // 8 for step in range(8)]
+
+    def hits(photos_N: NDArray[np.int64], k: int) -> float:
+        return float(named_SK[photos_N[:, None], ids_NT[:, :k]].any(axis=1).mean())
+
+    for k in AGREEMENT_AT:
+        others = [hits(with_names[(places_N + shift) % len(with_names)], k) for shift in shifts]
+        found[f"agreement_top{k}"] = hits(samples_N, k)
+        found[f"agreement_top{k}_by_chance"] = float(np.mean(others))
+    return found

@@ -5,7 +5,7 @@ would share its probability between two rows of the bank, so it is refused.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,8 @@ class VocabularyConfig(Config):
     """at most so many entities, the most frequent ones"""
     min_count: int = Field(default=2, ge=1)
     kinds: tuple[EntityKind, ...] = Field(default=("entity", "noun"), min_length=1)
+    stop_list: Path | None = Path("configs/prompts/stop_names.txt")
+    """names never asked for, one a line, such as words for the photo itself; None: every name may be"""
     relations: Path = Path("configs/prompts/relations.tsv")
     entity_templates: Path = Path("configs/prompts/entity_templates.txt")
     relation_templates: Path = Path("configs/prompts/relation_templates.txt")
@@ -124,8 +126,24 @@ def read_relations(path: Path) -> tuple[str, ...]:
     return names
 
 
+def read_stop_list(path: Path) -> frozenset[str]:
+    """Return the names of a stop list, one a line, case-folded; ``#`` starts a comment line.
+
+    Raises:
+        ConfigError: it cannot be read, or has a name twice.
+    """
+    entries = [(number, line.strip()) for number, line in _lines(path, comments=True)]
+    _refuse_twice(entries, path, "name")
+    return frozenset(name.casefold() for _, name in entries)
+
+
 def read_entities(
-    path: Path, *, size: int = 1000, min_count: int = 2, kinds: Sequence[str] = ("entity", "noun")
+    path: Path,
+    *,
+    size: int = 1000,
+    min_count: int = 2,
+    kinds: Sequence[str] = ("entity", "noun"),
+    stop_names: Collection[str] = (),
 ) -> tuple[str, ...]:
     """Return the `size` most frequent names of ``name<TAB>count<TAB>kind`` lines, as packing writes them.
 
@@ -147,7 +165,7 @@ def read_entities(
         if not cells[0]:
             raise ConfigError(f"{path}:{number}: empty name: write one or remove the line")
         entries.append((number, cells[0]))
-        if int(cells[1]) >= min_count and cells[2] in kinds:
+        if int(cells[1]) >= min_count and cells[2] in kinds and cells[0].casefold() not in stop_names:
             counted.append((int(cells[1]), cells[0]))
     _refuse_twice(entries, path, "name")
     counted.sort(key=lambda entry: -entry[0])
@@ -169,7 +187,11 @@ def read_vocabulary(config: VocabularyConfig, *, entities: Path) -> Vocabulary:
     """
     return Vocabulary(
         entities=read_entities(
-            config.entities or entities, size=config.size, min_count=config.min_count, kinds=config.kinds
+            config.entities or entities,
+            size=config.size,
+            min_count=config.min_count,
+            kinds=config.kinds,
+            stop_names=read_stop_list(config.stop_list) if config.stop_list else (),
         ),
         relations=read_relations(config.relations),
         entity_templates=read_templates(config.entity_templates),

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-METRIC_EVENTS = ("step", "evaluation")
+METRIC_EVENTS = ("step", "evaluation", "labels")
 _NOT_FINITE = {"NaN", "Infinity", "-Infinity"}
 
 

@@ -102,6 +102,13 @@ class Tracker:
         self._journal.write("evaluation", step=step, **numbers)
         self._console.line(f"evaluation after {step} steps\n{table([numbers])}")
 
+    def labels(self, step: int, statistics: Mapping[str, float]) -> None:
+        """Report what is known of the soft labels that the run trains on, as metrics named labels/NAME."""
+        if self._journal is None:
+            return
+        numbers = {f"labels/{name}": float(value) for name, value in statistics.items()}
+        self._journal.write("labels", step=step, **numbers)
+
     def event(self, name: str, step: int, **facts: Any) -> None:
         """Report something that happened, such as "checkpoint", "stop" or "warning", with its facts."""
         if self._journal is None:

@@ -20,7 +20,7 @@ from promptmeup.distributed.engine import one_reduction
 from promptmeup.losses.exchange import Exchange
 from promptmeup.losses.total import LossConfig, captions_to_send, total_loss
 from promptmeup.records import Banks, Batch, Features, is_per_row
-from promptmeup.training.forward import Soundness, forward
+from promptmeup.training.forward import Soundness, forward, temperatures
 
 RandomState = tuple[Tensor, Tensor | None]
 
@@ -71,7 +71,7 @@ def cached_step(
                     products.append((again[name] * gradient).sum())
             engine.backward(torch.stack(products).sum())
     engine.step()
-    return found.reported | {"temperature": features.temperature.detach()}
+    return found.reported | temperatures(features)
 
 
 def _tensors(features: Features) -> dict[str, Tensor]:

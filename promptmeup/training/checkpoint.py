@@ -68,9 +68,9 @@ def resume(engine: Any, *, run: Path, order: dict[str, int | str], world: World)
             if state.order.get(name) != order.get(name)
         ]
         raise CheckpointError(
-            f"{run} was trained on another data order: {'; '.join(changed)} (fingerprint: the packed corpus; "
-            "window, pairs, blend: of data; order_version: of this program). Restore what changed, or choose another "
-            "out= to begin again"
+            f"{run} was trained on another data order or other labels: {'; '.join(changed)} (fingerprint: the packed "
+            "corpus; labels: the soft labels; window, pairs, blend: of data; order_version: of this program). "
+            "Restore what changed, or choose another out= to begin again"
         )
     if state.world_size != world.size:
         raise CheckpointError(

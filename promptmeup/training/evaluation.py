@@ -12,6 +12,7 @@ from promptmeup.data.settings import DataConfig
 from promptmeup.data.text import TextTokenizer
 from promptmeup.distributed.collectives import gather_uneven
 from promptmeup.distributed.world import World
+from promptmeup.training.geometry import alignment, uniformity
 from promptmeup.training.retrieval import recalls
 
 EvaluationBatch = TypeVar("EvaluationBatch", ImageBatch, CaptionBatch)
@@ -51,6 +52,8 @@ def evaluate_retrieval(
 ) -> dict[str, float]:
     """Return recalls (see `recalls`) over every image and every matched caption of `split`; collective.
 
+    And how their vectors lie: alignment, uniformity_image, uniformity_text (see `geometry`).
+
     Args:
         model: the model, or the engine around it; left in the mode it was in.
         batch: rows a rank encodes at once.
@@ -79,4 +82,9 @@ def evaluate_retrieval(
         world=world,
     )
     model.train(was_training)
-    return recalls(image_ND, text_MD, image_ids_N=image_ids_N, caption_ids_M=caption_ids_M)
+    found = recalls(image_ND, text_MD, image_ids_N=image_ids_N, caption_ids_M=caption_ids_M)
+    return found | {
+        "alignment": alignment(image_ND, text_MD, image_ids_N=image_ids_N, caption_ids_M=caption_ids_M),
+        "uniformity_image": uniformity(image_ND),
+        "uniformity_text": uniformity(text_MD),
+    }

@@ -31,6 +31,12 @@ def forward(
     )
 
 
+def temperatures(features: Features) -> dict[str, Tensor]:
+    """Return the temperatures that there are, by name."""
+    values = {field.name: getattr(features, field.name) for field in fields(features)}
+    return {n: v.detach() for n, v in values.items() if not is_per_row(n) and v is not None}
+
+
 class Soundness:
     """Whether a step's losses may be trained on, asked of the device now and looked at later.
 

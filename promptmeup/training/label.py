@@ -9,14 +9,17 @@ from accelerate import PartialState
 
 from promptmeup.data.reader import PackedSplit
 from promptmeup.errors import ShardError
+from promptmeup.packing.entities import entity_name
 from promptmeup.progress import progress
 from promptmeup.prompts.bank import bank_fingerprint, build_banks, save_banks
 from promptmeup.prompts.label_files import finish_labels, write_labels
 from promptmeup.prompts.labels import LabelConfig, StoredSample, label_temperature
-from promptmeup.prompts.quality import dominance_warning
-from promptmeup.prompts.vocabulary import read_vocabulary
-from promptmeup.shard_format import ShardEntry, labels_folder, read_manifest
+from promptmeup.prompts.quality import AGREEMENT_AT, agreement, dominance_warning
+from promptmeup.prompts.vocabulary import Vocabulary, read_vocabulary
+from promptmeup.shard_format import ShardEntry, label_file, labels_folder, read_manifest
 from promptmeup.training.teacher import SavedTeacher
+
+AGREEMENT_SAMPLES = 20_000
 
 
 class LabelRunConfig(LabelConfig):
@@ -80,6 +83,7 @@ def label(config: LabelRunConfig) -> None:
                 config,
                 corpus=split.manifest.fingerprint,
                 made_with={"config": config.model_dump(mode="json"), "teacher": teacher.fingerprint},
+                further=caption_agreement(split, target, vocabulary),
             )
             _report(target, manifest.statistics, vocabulary.entities, vocabulary.relations)
         processes.wait_for_everyone()
@@ -104,6 +108,39 @@ def stored_samples(split: PackedSplit, entry: ShardEntry) -> Iterator[StoredSamp
         yield split.read_image(int(sample)), np.array(corners, dtype=np.float64).reshape(-1, 4)
 
 
+def caption_agreement(split: PackedSplit, folder: Path, vocabulary: Vocabulary) -> dict[str, float]:
+    """Return `quality.agreement` of a split's object labels with its captions' entities and nouns.
+
+    Over every sample of a small split, over 20,000 evenly spaced ones of a large one.
+    """
+    rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), AGREEMENT_SAMPLES)).astype(np.int64))
+    places = {name.casefold(): place for place, name in enumerate(vocabulary.entities)}
+    named_SK = np.zeros((len(rows), len(places)), dtype=np.bool_)
+    ids, samples = [], []
+    shards = [
+        np.load(label_file(folder, entry.name, "objects"), mmap_mode="r") for entry in split.manifest.shards
+    ]
+    for number, row in enumerate(rows):
+        record, entry = split.read_json(int(row)), split.index[row]
+        names = {
+            name
+            for caption in record["captions"]
+            if caption["image_key"] == record["key"]
+            for name in [entity_name(span["text"]) for span in caption["entities"]]
+            + [span["label"] for span in caption["nouns"]]
+        }
+        found = [places[name.casefold()] for name in names if name.casefold() in places]
+        named_SK[number, found] = True
+        first = int(entry["box_start"])
+        own = shards[entry["shard"]]["ids"][first : first + len(record["boxes"])]
+        ids.append(own)
+        samples.append(np.full(len(own), number, dtype=np.int64))
+    numbers = agreement(
+        np.concatenate(ids).astype(np.int64), samples_N=np.concatenate(samples), named_SK=named_SK
+    )
+    return {f"objects_{name}": value for name, value in numbers.items()}
+
+
 def _report(
     target: Path, found: dict[str, float], entities: tuple[str, ...], relations: tuple[str, ...]
 ) -> None:
@@ -115,6 +152,15 @@ def _report(
             f"'{names[int(own['top_prompt'])]}' at {own['top_share']:.0%}",
             flush=True,
         )
+        if "agreement_top1" in own:
+            top = [
+                f"{own[f'agreement_top{k}']:.0%} (by chance {own[f'agreement_top{k}_by_chance']:.1%})"
+                for k in AGREEMENT_AT
+            ]
+            print(
+                f"{kind}: the first prompt is named in the photo's captions {top[0]}, one of the first five {top[1]}",
+                flush=True,
+            )
         warning = dominance_warning(own, names, kind=kind)
         if warning:
             print(f"warning: {warning}", flush=True)

@@ -42,6 +42,7 @@ from promptmeup.training.optim import OptimConfig, build_optimizer, rate_scale, 
 from promptmeup.training.signals import SAVED_EXIT_CODE, StopFlag
 from promptmeup.training.stall import StallMeter
 from promptmeup.training.step import train_step
+from promptmeup.training.watch import Watch
 
 
 class PretrainConfig(Config):
@@ -166,8 +167,8 @@ def train(config: PretrainConfig, world: World) -> bool:
         batch=config.global_batch // world.size,
         world=world,
     )
-    state = checkpoint.resume(engine, run=config.out, order=stream.identity, world=world) or RunState(
-        world_size=world.size, order=stream.identity
+    state = checkpoint.resume(engine, run=config.out, order=sources.identity, world=world) or RunState(
+        world_size=world.size, order=sources.identity
     )
     pairs_left = (config.epochs or 0) * stream.num_pairs - state.pairs_consumed
     total_steps = config.steps or state.step + max(0, math.ceil(pairs_left / config.global_batch))
@@ -186,7 +187,7 @@ def train(config: PretrainConfig, world: World) -> bool:
         limit=config.data.max_damaged,
         report=report_to(config.out / "damaged.jsonl", rank=world.rank, warn=_warn),
     )
-    exchange = WorldExchange(world)
+    exchange, watch = WorldExchange(world), Watch()
     stall = StallMeter(
         workers=config.data.workers, cores=len(os.sched_getaffinity(0)), ranks=ranks_on_node(world)
     )
@@ -221,6 +222,8 @@ def train(config: PretrainConfig, world: World) -> bool:
         return metrics | {"lr": torch.tensor(max(peaks) * scale)} | _gradient_norm(engine)
 
     def log(number: int, metrics: dict[str, float], seconds: float) -> None:
+        for warning in watch.training(metrics):
+            tracker.event("warning", number, text=warning)
         renamed = {"loss" if name == "loss/total" else name: value for name, value in metrics.items()}
         # the ranks wait for each other: the slowest one's data is what the world waits for
         wait = highest(metrics["data_wait"], world)
@@ -235,6 +238,8 @@ def train(config: PretrainConfig, world: World) -> bool:
             return
         found = measure(val)
         tracker.evaluation(state.step, found)
+        for warning in watch.evaluation(found):
+            tracker.event("warning", state.step, text=warning)
         if found["mean_recall"] > state.best:
             state.best = found["mean_recall"]
             _export(engine, config.out / "best", model=model, tokenizer=hf_tokenizer, world=world)
@@ -254,6 +259,8 @@ def train(config: PretrainConfig, world: World) -> bool:
             step=state.step,
             datasets=_datasets(sources.splits, val),
         )
+        if sources.labels is not None:
+            tracker.labels(state.step, sources.labels[0].manifest.statistics)
         engine.train()
         finished = fit(
             step,

@@ -9,7 +9,7 @@ from promptmeup.losses.exchange import Exchange
 from promptmeup.losses.total import LossConfig, captions_to_send, total_loss
 from promptmeup.records import Banks, Batch
 from promptmeup.training.cached import cached_step
-from promptmeup.training.forward import Soundness, forward
+from promptmeup.training.forward import Soundness, forward, temperatures
 
 
 def train_step(
@@ -48,4 +48,4 @@ def train_step(
     engine.backward(found.local)
     soundness.insist(features, batch)
     engine.step()
-    return found.reported | {"temperature": features.temperature.detach()}
+    return found.reported | temperatures(features)

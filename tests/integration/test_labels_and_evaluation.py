@@ -85,6 +85,15 @@ def test_choosing_labels(news_world: Path, tmp_path: Path) -> None:
         choose_labels(split, None)
 
 
+def test_a_renamed_folder_of_labels_is_refused(news_world: Path, tmp_path: Path) -> None:
+    split = tmp_path / "train"
+    shutil.copytree(news_world / "packed/train", split)
+    folder = choose_labels(split, None)
+    folder.rename(folder.with_name("another-name"))
+    with pytest.raises(ShardError, match=rf"another-name are those of bank {folder.name}"):
+        LabelReader(folder.with_name("another-name"), PackedSplit(split))
+
+
 def test_labels_of_other_boxes_are_not_taken_for_finished(news_world: Path, tmp_path: Path) -> None:
     out = tmp_path / "packed"
     shutil.copytree(news_world / "packed", out)

@@ -1,17 +1,21 @@
 """Real ranks, real DeepSpeed: the same curve at every ZeRO stage and number of ranks, and across a kill."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from promptmeup.config import load
 from promptmeup.models.saving import load_model
 from promptmeup.tracking import journal
+from promptmeup.training.label import LabelRunConfig, label
 from promptmeup.training.pretrain import PretrainConfig
 from tests.integration.conftest import tiny_config, train_on_rank
 from tests.support.ranks import RankError, run_ranks
+from tests.support.real_data import ROOT
 
 STEPS = 20
 LOSSES = ("loss", "loss/image_text", "loss/object_entity", "loss/image_relation", "loss/matching")
@@ -43,6 +47,14 @@ def test_reference_learns(reference: Path) -> None:
     model = load_model(reference / "model")
     assert model.config.fusion
     assert (reference / "best" / "model.json").exists()
+    assert all(
+        0 < values[f"{name}temperature"] < 0.5 for values in steps.values() for name in ("", "object_")
+    )
+    lines = journal.read(reference / "journal.jsonl")
+    (labels,) = (line for line in lines if line["event"] == "labels")
+    assert labels["labels/objects_entropy"] > 0 and 0 <= labels["labels/objects_agreement_top5"] <= 1
+    (evaluation,) = (line for line in lines if line["event"] == "evaluation")
+    assert evaluation["uniformity_image"] < 0 and 0 < evaluation["alignment"] < 4
     assert (reference / "config.yaml").exists() and (reference / "environment.json").exists()
 
 
@@ -104,12 +116,24 @@ def test_killed_and_resumed(news_world: Path, tmp_path: Path, stage: int, ranks:
     assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
 
 
+def _label_anew(world: Path, target: Path) -> None:
+    """Copy the packed world, labelled anew with another temperature."""
+    shutil.copytree(world / "packed", target / "packed")
+    shutil.rmtree(target / "packed/train/labels")
+    settings = [f"teacher={world}/teacher/model", f"splits=[{target}/packed/train]", "temperature=0.004"]
+    label(load(LabelRunConfig, ROOT / "configs/label/tiny.yaml", settings))
+
+
 def test_resume_refuses_what_changed(news_world: Path, tmp_path: Path) -> None:
     config = tiny_config(news_world, f"out={tmp_path}/run", "steps=2")
     assert run_ranks(train_on_rank, 1, config, timeout=120) == [True]
     longer = tiny_config(news_world, f"out={tmp_path}/run", "steps=4")
     with pytest.raises(RankError, match="written by 1 ranks and this run"):
         run_ranks(train_on_rank, 2, longer, timeout=120)
+    _label_anew(news_world, tmp_path)
+    other_labels = tiny_config(tmp_path, f"out={tmp_path}/run", "steps=4")
+    with pytest.raises(RankError, match=r"labels was '\w+-\w+' and is '\w+-\w+'"):
+        run_ranks(train_on_rank, 1, other_labels, timeout=120)
     other_seed = tiny_config(news_world, f"out={tmp_path}/run", "steps=4", "seed=1")
     with pytest.raises(RankError, match="data order"):
         run_ranks(train_on_rank, 1, other_seed, timeout=120)

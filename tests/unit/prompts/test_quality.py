@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from promptmeup.prompts.quality import dominance_warning, entropies, statistics
+from promptmeup.prompts.quality import agreement, dominance_warning, entropies, statistics
 from promptmeup.shard_format import label_dtype
 
 
@@ -77,3 +77,34 @@ def test_a_dominating_prompt_is_named():
     assert dominance_warning(found | {"top_share": 0.5}, names, kind="objects") is None
     assert dominance_warning(found | {"rows": 3.0}, names, kind="objects") is None
     assert dominance_warning(statistics([], num_prompts=3), names, kind="objects") is None
+
+
+def test_agreement_by_hand():
+    # photo 0's captions name prompts 1 and 2, photo 1's prompt 3, photo 2's none
+    named = np.zeros((3, 6), dtype=bool)
+    named[0, [1, 2]] = named[1, 3] = True
+    ids = np.array([[1, 0, 4, 5, 2], [0, 4, 5, 2, 1], [4, 3, 0, 1, 2], [3, 0, 1, 2, 4]])
+    found = agreement(ids, samples_N=np.array([0, 0, 1, 2]), named_SK=named)
+    assert found["agreement_rows"] == 3
+    assert found["agreement_top1"] == pytest.approx(1 / 3)
+    assert found["agreement_top5"] == 1
+    # with the other photo's captions: 3 is in the first five of neither label of photo 0, 1 in that of photo 1
+    assert found["agreement_top1_by_chance"] == 0
+    assert found["agreement_top5_by_chance"] == pytest.approx(1 / 3)
+
+
+def test_a_teacher_that_always_says_the_most_frequent_name_is_at_chance():
+    rng = np.random.default_rng(0)
+    named = rng.random((400, 30)) < np.linspace(0.6, 0.01, 30)
+    samples = np.repeat(np.arange(400), 3)
+    same = np.tile(np.arange(5), (len(samples), 1))
+    found = agreement(same, samples_N=samples, named_SK=named)
+    assert found["agreement_top1"] == pytest.approx(found["agreement_top1_by_chance"], abs=0.03)
+    right = np.argsort(~named[samples] + 0.01 * rng.random((len(samples), 30)), axis=1)[:, :5]
+    assert agreement(right, samples_N=samples, named_SK=named)["agreement_top1"] == 1
+
+
+def test_agreement_without_names_says_that_nothing_was_looked_at():
+    nothing = np.zeros((2, 4), dtype=bool)
+    found = agreement(np.array([[0, 1]]), samples_N=np.array([1]), named_SK=nothing)
+    assert found == {"agreement_rows": 0.0}

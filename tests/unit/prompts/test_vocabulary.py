@@ -10,6 +10,7 @@ from promptmeup.prompts.vocabulary import (
     VocabularyConfig,
     read_entities,
     read_relations,
+    read_stop_list,
     read_templates,
     read_vocabulary,
 )
@@ -159,6 +160,22 @@ def test_the_vocabulary_takes_the_packed_entities_unless_the_user_names_others(t
     assert other.entities == ("cat", "horse")
     assert found.relations == other.relations
     assert found.fingerprint != other.fingerprint
+
+
+def test_names_of_the_stop_list_are_never_asked_for(tmp_path):
+    packed = written(tmp_path, "Photo\t9\tnoun\ndog\t5\tnoun\nphoto album\t4\tnoun\n")
+    stop = tmp_path / "stop.txt"
+    stop.write_text("# words for the photo\nPHOTO\n")
+    assert read_stop_list(stop) == {"photo"}
+    assert read_entities(packed, stop_names=read_stop_list(stop)) == ("dog", "photo album")
+    stop.write_text("photo\nPhoto\n")
+    with pytest.raises(ConfigError, match=r"name 'Photo' is in line 1 already"):
+        read_stop_list(stop)
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_stop_list(tmp_path / "absent.txt")
+    ours = read_stop_list(PROMPTS / "stop_names.txt")
+    assert {"photo", "left", "day"} <= ours
+    assert not {"man", "dog", "president", "street"} & ours
 
 
 def test_the_fingerprint_sees_every_part_and_the_order():
