@@ -23,6 +23,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
+from deepspeed.utils import safe_get_full_fp32_param
 
 
 class EngineConfig(Config):
@@ -80,14 +81,20 @@ def one_reduction(engine: Any) -> AbstractContextManager[None]:
 def full_weights(engine: Any, *, world: World) -> dict[str, Tensor]:
     """Return every parameter and buffer whole, in fp32 on the CPU, on rank 0; {} on the others.
 
-    Collective under ZeRO-3: call it on every rank.
+    Those of a bf16 engine are the optimizer's own, not the rounded copies that the forward pass uses.
+    Collective: call it on every rank.
     """
     weights: dict[str, Tensor] = {}
     for name, parameter in engine.module.named_parameters():
+        whole = None
+        if parameter.dtype is not torch.float32:
+            whole = safe_get_full_fp32_param(parameter)  # None where it is frozen
         # a no-op where the parameter is not sharded
-        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+        is_sharded = whole is None and hasattr(parameter, "ds_id")
+        with deepspeed.zero.GatheredParameters([parameter], enabled=is_sharded):
             if world.rank == 0:
-                weights[name] = parameter.detach().to("cpu", torch.float32, copy=True)
+                value = parameter.detach() if whole is None else whole
+                weights[name] = value.to("cpu", torch.float32, copy=True)
     if world.rank == 0:
         for name, buffer in engine.module.named_buffers():
             if name in engine.module.state_dict():

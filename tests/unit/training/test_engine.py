@@ -1,0 +1,41 @@
+"""What an engine gives away of its parameters."""
+
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from promptmeup.distributed.engine import EngineConfig, build_engine, full_weights
+from promptmeup.distributed.world import World
+from tests.support.ranks import run_ranks
+
+
+def _exported(world: World, stage: Literal[0, 1, 2, 3]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights before and after ten updates so small that bfloat16 does not see one of them."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 8)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    engine: Any = build_engine(
+        model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=1e-5),
+        config=EngineConfig(zero_stage=stage, precision="bf16", gradient_clipping=0),
+        batch=1,
+        world=world,
+    )
+    for _ in range(10):
+        engine.backward(engine(torch.ones(1, 8, dtype=torch.bfloat16)).float().sum())
+        engine.step()
+    return before, full_weights(engine, world=world)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_exported_weights_are_the_optimizers_own(stage: int) -> None:
+    """float32 as the optimizer keeps them, not the bf16 copies that the forward pass uses."""
+    (before, after), (_, elsewhere) = run_ranks(_exported, 2, stage, timeout=120)
+    assert elsewhere == {}
+    for name, value in before.items():
+        assert after[name].dtype is torch.float32
+        # DeepSpeed rounds once, when it makes the engine
+        expected = value.bfloat16().float() - 1e-4
+        torch.testing.assert_close(after[name], expected, rtol=0, atol=2e-6)
