@@ -85,10 +85,18 @@ def full_weights(engine: Any, *, world: World) -> dict[str, Tensor]:
     Collective: call it on every rank.
     """
     weights: dict[str, Tensor] = {}
+    # without ZeRO, DeepSpeed's own accessor below does not find them
+    groups = zip(
+        getattr(engine.optimizer, "fp16_groups", ()),
+        getattr(engine.optimizer, "fp32_groups", ()),
+        strict=False,
+    )
+    unsharded = {id(low): high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
     for name, parameter in engine.module.named_parameters():
         whole = None
         if parameter.dtype is not torch.float32:
-            whole = safe_get_full_fp32_param(parameter)  # None where it is frozen
+            # None where it is frozen
+            whole = unsharded.get(id(parameter), safe_get_full_fp32_param(parameter))
         # a no-op where the parameter is not sharded
         is_sharded = whole is None and hasattr(parameter, "ds_id")
         with deepspeed.zero.GatheredParameters([parameter], enabled=is_sharded):
