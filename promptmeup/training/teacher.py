@@ -1,4 +1,4 @@
-"""A saved dual encoder in the role of the teacher."""
+"""Opening a teacher: a saved dual encoder, or a CLIP or SigLIP."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +8,39 @@ from torch import Tensor
 
 from promptmeup.config import fingerprint
 from promptmeup.data.text import TextTokenizer
+from promptmeup.errors import WeightsError
 from promptmeup.models.saving import load_model, load_saved_tokenizer, state_fingerprint
+from promptmeup.models.weights import find
+from promptmeup.prompts.teacher import Teacher
+from promptmeup.training.clip_teacher import ClipTeacher
 
 MAX_PROMPT_TOKENS = 40
+
+_ACCEPTED = (
+    "RUN/model or RUN/best of a finished run, to a directory with a CLIP or SigLIP, or to one's name on the "
+    "model hub, such as openai/clip-vit-base-patch32"
+)
+
+
+def open_teacher(source: str, *, device: torch.device) -> Teacher:
+    """Return the teacher that `source` names.
+
+    Args:
+        source: a model folder of ours (it holds model.json), a directory with a CLIP or SigLIP (config.json),
+            or, where no such directory exists, a name on the model hub.
+
+    Raises:
+        WeightsError: nothing there, or another model.
+    """
+    folder = find(source, key="teacher", instead=_ACCEPTED)
+    if (folder / "model.json").is_file():
+        return SavedTeacher(folder, device=device)
+    if (folder / "config.json").is_file():
+        return ClipTeacher(folder, device=device)
+    raise WeightsError(
+        f"teacher: {source} holds no saved model (no model.json) and no CLIP or SigLIP (no config.json); "
+        f"point teacher to {_ACCEPTED}"
+    )
 
 
 class SavedTeacher:

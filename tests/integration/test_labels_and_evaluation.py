@@ -14,10 +14,12 @@ from promptmeup.errors import ConfigError, ShardError, WeightsError
 from promptmeup.packing.pack import pack
 from promptmeup.packing.settings import PackConfig
 from promptmeup.prompts.bank import load_banks
+from promptmeup.prompts.crops import cut_crops, decode, resize_square
 from promptmeup.training.evaluate import EvaluateConfig, evaluate
 from promptmeup.training.label import LabelRunConfig, label
 from promptmeup.training.pretrain import choose_labels
-from promptmeup.training.teacher import SavedTeacher
+from promptmeup.training.teacher import SavedTeacher, open_teacher
+from tests.support.clip import save_clip
 from tests.support.real_data import ROOT
 
 
@@ -33,8 +35,6 @@ def run_label(world: Path, split: Path, *overrides: str) -> None:
 
 def test_labels_are_the_teachers_softmax(news_world: Path) -> None:
     """One object and one image, computed here step by step."""
-    from promptmeup.prompts.crops import cut_crops, decode, resize_square
-
     split = PackedSplit(news_world / "packed/train")
     folder = choose_labels(split.folder, None)
     reader = LabelReader(folder, split)
@@ -151,3 +151,21 @@ def test_evaluate_command(news_world: Path, tmp_path: Path, capsys: pytest.Captu
         evaluate(EvaluateConfig(model=tmp_path, split=str(news_world / "packed/val")))
     with pytest.raises(ShardError, match="it holds the packed splits train, val"):
         evaluate(EvaluateConfig(model=news_world / "teacher/best", split=str(news_world / "packed")))
+
+
+def test_a_clip_directory_labels_too(news_world: Path, tmp_path: Path) -> None:
+    split, folder = tmp_path / "train", save_clip(tmp_path / "clip")
+    shutil.copytree(news_world / "packed/train", split, ignore=shutil.ignore_patterns("labels"))
+    run_label(news_world, split, f"teacher={folder}", "temperature=null")
+    labels = choose_labels(split, None)
+    assert labels.name != choose_labels(news_world / "packed/train", None).name
+    teacher = open_teacher(str(folder), device=torch.device("cpu"))
+    packed = PackedSplit(split)
+    banks = load_banks(labels, corpus=packed.manifest.fingerprint)
+    image = resize_square(decode(packed.read_image(0)), size=teacher.image_size)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (teacher.mean, teacher.std))
+    vectors = teacher.encode_images(((image / 255 - mean) / std)[None])
+    expected = torch.softmax(vectors @ banks.relations_KD.T / teacher.temperature, dim=-1)[0].numpy()
+    ids, probs = LabelReader(labels, packed).image(0)
+    np.testing.assert_allclose(probs, expected[ids], atol=1e-3)
+    assert ids[0] == expected.argmax()
