@@ -215,6 +215,10 @@ class Features:
     object_temperature: Tensor | None = None
     relation_temperature: Tensor | None = None
     matching_logits_B2: Tensor | None = None
+    object_logits_BMK: Tensor | None = None
+    """float32, over the entities; with classifiers, in place of object_BMD and its temperature"""
+    relation_logits_BK: Tensor | None = None
+    """float32, over the relations; with classifiers, in place of relation_BD and its temperature"""
 
 
 def is_per_row(name: str) -> bool:

@@ -3,7 +3,8 @@
     P_ij = [image of i = image of j's own record]         n_i = Σ_j P_ij         m_j = Σ_i P_ij
     q_ij = P_ij / n_i  where n_i > 0, else row i does not count                  p_ij = P_ij / m_j  likewise
 
-Rows without a true match (falsified pairs) have no loss of their own and stay negatives of the others.
+Rows without a true match (falsified pairs) have no loss of their own and stay negatives of the others. The means
+are over the rows and the columns that count, or, as the paper has it, over all.
 Van den Oord et al. 2018 (InfoNCE), Radford et al. 2021 (both directions), Khosla et al. 2020 (several
 positives, L_out). With a teacher, a share λ of the target is the softmax of the teacher's own similarities
 t_ij = u_i·v_j / τ_T, as in Andonian et al. 2022; rows and columns without a true match then follow it alone.
@@ -32,8 +33,11 @@ from promptmeup.losses.tiles import (
 )
 from promptmeup.records import Term
 
-SameImage = Literal["positive", "mask"]
-"""Another row's true match is a further positive of the row, or is left out of its denominator."""
+SameImage = Literal["positive", "mask", "negative"]
+"""Another row's true match is a further positive of the row, is left out of its denominator, or, as the paper has it,
+is a negative like any other."""
+MeanOver = Literal["matched", "all"]
+"""Rows and columns that have a positive, or all: those that have none then add 0 to the sum and 1 to the count."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,9 @@ def find_matches(
         x_ids_G: int64.
         y_ids_G: int64; equal ids match.
         own: this rank's rows.
-        same_image: with "mask" a row matches its own partner at most.
+        same_image: but for "positive" a row matches its own partner at most.
     """
-    if same_image == "mask":
+    if same_image != "positive":
         partners_G = torch.arange(len(y_ids_G), device=y_ids_G.device)
         matched_G = x_ids_G == y_ids_G
         share_B = matched_G[own].double()
@@ -111,8 +115,9 @@ class IdPair:
         x_BD: unit rows.
         columns: sent; the ids that travel with it are [id of row i, id of column i].
         temperature: shape [1].
-        same_image: see `SameImage`. With "mask" the own partner is the only positive, so a row whose own
+        same_image: see `SameImage`. But for "positive" the own partner is the only positive, so a row whose own
             partner is false does not count.
+        mean_over: see `MeanOver`; with a teacher every row counts anyway.
         position: which of the sets of columns to compare with.
         teacher: soft targets, or None.
         watch_accuracy: find each row's most similar column.
@@ -125,6 +130,7 @@ class IdPair:
         columns: Columns,
         temperature: Tensor,
         same_image: SameImage = "positive",
+        mean_over: MeanOver = "matched",
         position: int = 0,
         teacher: Teacher | None = None,
         watch_accuracy: bool = True,
@@ -133,6 +139,7 @@ class IdPair:
         self.columns = columns
         self.position = position
         self.same_image = same_image
+        self.mean_over = mean_over
         self.teacher = teacher
         self.watch_accuracy = watch_accuracy
         self.accuracy: Term | None = None
@@ -183,8 +190,7 @@ class IdPair:
         self._column_logs_G = from_sums(totals[0])
         row_sum, column_pull, hits = totals[1].unbind()
         valid_rows_G, valid_columns_G = self._valid(matches.rows_G), self._valid(matches.columns_G)
-        self._num_rows = valid_rows_G.sum().double().clamp(min=1)
-        self._num_columns = valid_columns_G.sum().double().clamp(min=1)
+        self._num_rows, self._num_columns = self._count(valid_rows_G), self._count(valid_columns_G)
         column_sum = self._column_logs_G.where(valid_columns_G, 0).sum() - column_pull
         if self.watch_accuracy:
             self.accuracy = Term(hits, matches.rows_G.sum().double())
@@ -222,6 +228,11 @@ class IdPair:
         """Return which rows or columns count: with a teacher all, since it says something of each."""
         return matched_G if self.teacher is None else torch.ones_like(matched_G)
 
+    def _count(self, valid_G: Tensor) -> Tensor:
+        """Return what the sum over rows or columns is divided by, float64."""
+        counted_G = torch.ones_like(valid_G) if self.mean_over == "all" else valid_G
+        return counted_G.sum().double().clamp(min=1)
+
     def _matched_means(self, x_BD: Tensor, y_GD: Tensor) -> Tensor:
         """Return Σ_j P_ij s_ij of this rank's rows, float64."""
         y_GD = y_GD.to(sum_dtype(y_GD.dtype))
@@ -230,7 +241,7 @@ class IdPair:
         return (x_BD.to(y_GD.dtype) * own_groups_BD).sum(1).double() * self._scale
 
     def _hits(self, best_B: Tensor, x_ids_B: Tensor, y_ids_G: Tensor) -> Tensor:
-        if self.same_image == "mask":
+        if self.same_image != "positive":
             partners_B = torch.arange(self._own.start, self._own.stop, device=best_B.device)
             return (best_B == partners_B) & self._matches.rows_G[self._own]
         return y_ids_G[best_B] == x_ids_B

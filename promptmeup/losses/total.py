@@ -1,7 +1,7 @@
 """All losses of a step, from the student's features, as means over the world."""
 
 from dataclasses import dataclass, fields
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from pydantic import Field, model_validator
@@ -10,8 +10,9 @@ from torch import Tensor
 from promptmeup.config import Config
 from promptmeup.losses.contrast import Pair, contrast
 from promptmeup.losses.exchange import Columns, Exchange
-from promptmeup.losses.image_text import IdPair
+from promptmeup.losses.image_text import IdPair, MeanOver, SameImage
 from promptmeup.losses.matching import matching
+from promptmeup.losses.soft_cross_entropy import soft_cross_entropy
 from promptmeup.losses.soft_label import LabelPair, hardest, spread
 from promptmeup.records import Banks, Batch, Features, SoftLabels, Term, is_per_row
 
@@ -29,8 +30,10 @@ class LossConfig(Config):
     """What the student is trained on."""
 
     weights: LossWeights = LossWeights()
-    same_image: Literal["positive", "mask"] = "positive"
-    """true matches besides a row's own pair: further positives, or left out of the denominator"""
+    same_image: SameImage = "positive"
+    """true matches besides a row's own pair: further positives, left out of the denominator, or (paper) negatives"""
+    image_text_mean: MeanOver = "matched"
+    """what the image-text sum is divided by: the pairs that have a positive, or (paper) all"""
     hard_labels: bool = False
     """train on the teacher's most probable prompt alone instead of its distribution"""
 
@@ -93,20 +96,25 @@ def _label_metrics(
     }
 
 
-def _label_pair(
+def _label_loss(
     name: str,
-    x_ND: Tensor,
+    x_ND: Tensor | None,
     *,
+    logits_NK: Tensor | None,
     labels: SoftLabels,
     present_N: Tensor,
     bank_KD: Tensor,
-    temperature: Tensor,
+    temperature: Tensor | None,
     hard: bool,
-) -> tuple[LabelPair, dict[str, Term]]:
-    """Return a contrast with prompts and its labels' metrics; labels are flat, [N, T]."""
+) -> tuple[LabelPair | Term, dict[str, Term]]:
+    """Return a contrast with prompts, or a classifier's loss, and its labels' metrics; labels are flat, [N, T]."""
     keep_N = present_N & labels.keep
     metrics = _label_metrics(name, labels, keep_N=keep_N, present_N=present_N, num_prompts=len(bank_KD))
     trained_on = hardest(labels) if hard else labels
+    if logits_NK is not None:
+        assert logits_NK.shape[1] == len(bank_KD), "a classifier of another number of prompts"
+        return soft_cross_entropy(logits_NK, trained_on, keep_N), metrics
+    assert x_ND is not None and temperature is not None, f"{name} labels without fused features"
     pair = LabelPair(x_ND, bank_KD=bank_KD, labels=trained_on, keep_N=keep_N, temperature=temperature)
     return pair, metrics
 
@@ -116,6 +124,10 @@ def _flat(labels: SoftLabels) -> SoftLabels:
     return SoftLabels(
         labels.ids.reshape(-1, num_kept), labels.probs.reshape(-1, num_kept), labels.keep.flatten()
     )
+
+
+def _flat_rows(rows: Tensor | None) -> Tensor | None:
+    return None if rows is None else rows.flatten(0, 1)
 
 
 def total_loss(
@@ -148,16 +160,17 @@ def total_loss(
             columns=columns,
             temperature=features.temperature,
             same_image=config.same_image,
+            mean_over=config.image_text_mean,
         )
+    labelled: dict[str, LabelPair | Term] = {}
     if "object_entity" in weights:
         assert banks is not None, "object_entity without prompts"
         assert batch.object_labels is not None, "object_entity without soft labels"
-        assert features.object_BMD is not None, "object_entity without fused features"
-        assert features.object_mask_BM is not None
-        assert features.object_temperature is not None
-        pairs["object_entity"], found = _label_pair(
+        assert features.object_mask_BM is not None, "object_entity without fused features"
+        labelled["object_entity"], found = _label_loss(
             "object",
-            features.object_BMD.flatten(0, 1),
+            _flat_rows(features.object_BMD),
+            logits_NK=_flat_rows(features.object_logits_BMK),
             labels=_flat(batch.object_labels),
             present_N=features.object_mask_BM.flatten(),
             bank_KD=banks.entities_KD,
@@ -168,11 +181,10 @@ def total_loss(
     if "image_relation" in weights:
         assert banks is not None, "image_relation without prompts"
         assert batch.image_labels is not None, "image_relation without soft labels"
-        assert features.relation_BD is not None, "image_relation without fused features"
-        assert features.relation_temperature is not None
-        pairs["image_relation"], found = _label_pair(
+        labelled["image_relation"], found = _label_loss(
             "relation",
             features.relation_BD,
+            logits_NK=features.relation_logits_BK,
             labels=batch.image_labels,
             present_N=torch.ones_like(batch.image_labels.keep),
             bank_KD=banks.relations_KD,
@@ -180,7 +192,8 @@ def total_loss(
             hard=config.hard_labels,
         )
         metrics |= found
-    terms: dict[str, Term] = {}
+    pairs |= {name: loss for name, loss in labelled.items() if isinstance(loss, LabelPair)}
+    terms = {name: loss for name, loss in labelled.items() if isinstance(loss, Term)}
     if "matching" in weights:
         assert features.matching_logits_B2 is not None, "matching without fused features"
         terms["matching"], accuracy = matching(features.matching_logits_B2, matched_B=batch.matched_B)

@@ -28,6 +28,8 @@ class ModelConfig(Config):
     """the caption's vector: the state of [CLS], or the mean over its real tokens"""
     image_pooling: Literal["cls", "patches"] = "cls"
     """what the relation head reads: the fused [CLS] state, or the mean of the fused patches"""
+    prompt_head: Literal["prompts", "classifier"] = "prompts"
+    """how fused states meet prompts: projected to where the teacher has them, or by the paper's MLP over all of them"""
     temperature: float = Field(default=0.07, ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])
     """where the learnable temperatures start"""
 
@@ -40,9 +42,10 @@ class AlignmentModel(nn.Module):
         bert: a BertModel without pooler; its layers are divided between the text and the fusion half.
         vision: the vision encoder.
         entity_width, relation_width: widths of the prompt banks; a fusion model needs both.
+        num_entities, num_relations: their numbers of prompts; a fusion model with classifiers needs both.
 
     Raises:
-        ConfigError: the fusion half has no layer, or a bank's width is missing.
+        ConfigError: the fusion half has no layer, or what it needs of a bank is missing.
     """
 
     def __init__(
@@ -53,11 +56,14 @@ class AlignmentModel(nn.Module):
         vision: VisionEncoder,
         entity_width: int | None = None,
         relation_width: int | None = None,
+        num_entities: int | None = None,
+        num_relations: int | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.bert_description: dict[str, Any] = bert.config.to_dict()
         self.entity_width, self.relation_width = entity_width, relation_width
+        self.num_entities, self.num_relations = num_entities, num_relations
         hidden: int = bert.config.hidden_size
         layers = bert.encoder.layer
         split = config.text.fusion_layer
@@ -71,11 +77,14 @@ class AlignmentModel(nn.Module):
                     f"model.text.fusion_layer is {split} and the BERT has {len(layers)} layers, so nothing is "
                     f"left to fuse; choose 1 to {len(layers) - 1}, or model.fusion=false for a dual encoder"
                 )
-            if entity_width is None or relation_width is None:
+            classifies = config.prompt_head == "classifier"
+            first, second = (num_entities, num_relations) if classifies else (entity_width, relation_width)
+            if first is None or second is None:
+                needed = "numbers of prompts" if classifies else "widths"
                 raise ConfigError(
-                    "a fusion model needs the widths of both prompt banks: label the corpus first"
+                    f"a fusion model needs the {needed} of both prompt banks: label the corpus first"
                 )
-            fused = (entity_width, relation_width)
+            fused = (first, second)
             self.fusion = FusionEncoder(
                 nn.ModuleList(layers[split:]), vision_width=vision.width, hidden=hidden
             )
@@ -85,6 +94,7 @@ class AlignmentModel(nn.Module):
             width=config.width,
             temperature=config.temperature,
             fused=fused,
+            classifiers=config.prompt_head == "classifier",
         )
 
     def forward(
@@ -161,24 +171,34 @@ class AlignmentModel(nn.Module):
         self, cls_BH: Tensor, patches_BPH: Tensor, boxes_BM4: Tensor | None, box_mask_BM: Tensor | None
     ) -> dict[str, Tensor]:
         image_BH = cls_BH if self.config.image_pooling == "cls" else patches_BPH.mean(dim=1)
-        features = {
-            "relation_BD": unit(self.heads.relation(image_BH)),
-            "relation_temperature": self.heads.relation_temperature(),
-            "matching_logits_B2": self.heads.matching(cls_BH).float(),
-        }
+        features = {"matching_logits_B2": self.heads.matching(cls_BH).float()}
+        classifies = self.config.prompt_head == "classifier"
+        if classifies:
+            features["relation_logits_BK"] = self.heads.relation(image_BH).float()
+        else:
+            features["relation_BD"] = unit(self.heads.relation(image_BH))
+            features["relation_temperature"] = self.heads.relation_temperature()
         if boxes_BM4 is not None:
             assert box_mask_BM is not None
             pooled_BMH, valid_BM = pool_boxes(patches_BPH, boxes_BM4, box_mask_BM, grid=self.vision.grid)
-            object_BMD = unit(self.heads.object(pooled_BMH))
+            objects = self.heads.object(pooled_BMH)
+            objects = objects.float() if classifies else unit(objects)
             # where, not a product: exact zeros and exactly no gradient for objects that do not count
-            features["object_BMD"] = torch.where(valid_BM.unsqueeze(-1), object_BMD, 0)
+            name = "object_logits_BMK" if classifies else "object_BMD"
+            features[name] = torch.where(valid_BM.unsqueeze(-1), objects, 0)
             features["object_mask_BM"] = valid_BM
-            features["object_temperature"] = self.heads.object_temperature()
+            if not classifies:
+                features["object_temperature"] = self.heads.object_temperature()
         return features
 
 
 def build_model(
-    config: ModelConfig, *, entity_width: int | None = None, relation_width: int | None = None
+    config: ModelConfig,
+    *,
+    entity_width: int | None = None,
+    relation_width: int | None = None,
+    num_entities: int | None = None,
+    num_relations: int | None = None,
 ) -> AlignmentModel:
     """Return the model with the weights that `config` names, in float32.
 
@@ -192,4 +212,6 @@ def build_model(
         vision=build_vision(config.vision),
         entity_width=entity_width,
         relation_width=relation_width,
+        num_entities=num_entities,
+        num_relations=num_relations,
     )

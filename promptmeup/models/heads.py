@@ -52,14 +52,21 @@ def unit(vectors: Tensor) -> Tensor:
     return F.normalize(vectors.float(), dim=-1)
 
 
+def classifier(width: int, num_classes: int) -> nn.Sequential:
+    """Return the paper's head over a fused state: H -> 2H -> K with ReLU, logits without a temperature."""
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, num_classes))
+
+
 class Heads(nn.Module):
-    """Linear heads over the encoders; those of the fused states exist only in a fusion model.
+    """Heads over the encoders; those of the fused states exist only in a fusion model.
 
     Args:
         vision_width, text_width: widths of the encoders.
         width: D of the image-text space.
         temperature: where all temperatures start.
-        fused: (entity bank's width, relation bank's width), or None for a dual encoder.
+        fused: (entity bank's width, relation bank's width), with classifiers the banks' numbers of prompts; None
+            for a dual encoder.
+        classifiers: objects and relations are classified, instead of projected to where the prompts are.
     """
 
     def __init__(
@@ -70,18 +77,19 @@ class Heads(nn.Module):
         width: int,
         temperature: float,
         fused: tuple[int, int] | None,
+        classifiers: bool = False,
     ) -> None:
         super().__init__()
         self.image = nn.Linear(vision_width, width)
         self.text = nn.Linear(text_width, width)
         self.temperature = Temperature(temperature)
         if fused is not None:
-            entity_width, relation_width = fused
-            self.object = nn.Linear(text_width, entity_width)
-            self.relation = nn.Linear(text_width, relation_width)
+            head = classifier if classifiers else nn.Linear
+            self.object, self.relation = (head(text_width, outputs) for outputs in fused)
             self.matching = nn.Linear(text_width, 2)
-            self.object_temperature = Temperature(temperature)
-            self.relation_temperature = Temperature(temperature)
+            if not classifiers:
+                self.object_temperature = Temperature(temperature)
+                self.relation_temperature = Temperature(temperature)
 
 
 def box_coverage(boxes_BM4: Tensor, *, grid: int) -> Tensor:

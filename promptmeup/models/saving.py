@@ -1,7 +1,7 @@
 """A saved model is a folder that needs none of the original weights.
 
 model.safetensors    every tensor of the state dict
-model.json           configuration, architectures, widths of the prompt banks; written last
+model.json           configuration, architectures, widths and sizes of the prompt banks; written last
 tokenizer/           the tokenizer's own files
 """
 
@@ -53,6 +53,8 @@ def save_model(
         "config": model.config.model_dump(mode="json"),
         "entity_width": model.entity_width,
         "relation_width": model.relation_width,
+        "num_entities": model.num_entities,
+        "num_relations": model.num_relations,
         "bert": model.bert_description,
         "vision": model.vision.description,
     }
@@ -74,6 +76,9 @@ def load_model(folder: Path) -> AlignmentModel:
             vision=vision_from_description(config.vision, description["vision"]),
             entity_width=description["entity_width"],
             relation_width=description["relation_width"],
+            # models with projections were saved without them
+            num_entities=description.get("num_entities"),
+            num_relations=description.get("num_relations"),
         )
     except (ValidationError, KeyError) as error:
         raise WeightsError(

@@ -305,14 +305,19 @@ def open_sources(config: PretrainConfig, world: World) -> tuple[Sources, Banks |
 
 def build(config: PretrainConfig, banks: Banks | None) -> AlignmentModel:
     """Return the model with its initial weights, on the CPU."""
-    widths = {}
+    shapes = {}
     if config.model.fusion:
-        # without soft labels the two heads are never trained; any width will do
-        widths = {
-            "entity_width": banks.entities_KD.shape[1] if banks else config.model.width,
-            "relation_width": banks.relations_KD.shape[1] if banks else config.model.width,
+        # without soft labels the two heads are never trained; any shape will do
+        any_shape = (config.model.width, config.model.width)
+        num_entities, entity_width = banks.entities_KD.shape if banks else any_shape
+        num_relations, relation_width = banks.relations_KD.shape if banks else any_shape
+        shapes = {
+            "entity_width": entity_width,
+            "relation_width": relation_width,
+            "num_entities": num_entities,
+            "num_relations": num_relations,
         }
-    model = build_model(config.model, **widths)
+    model = build_model(config.model, **shapes)
     if config.start_from is not None:
         load_matching(model, config.start_from)
     return model

@@ -17,7 +17,8 @@ from promptmeup.losses.exchange import Columns
 from promptmeup.losses.image_text import IdPair, Teacher
 from promptmeup.losses.total import LossConfig, Losses, LossWeights, captions_to_send, total_loss
 from promptmeup.records import Batch, Features
-from tests.support.loss_inputs import Inputs, Student, banks, scenarios
+from tests.numerics import paper, plain
+from tests.support.loss_inputs import ClassifyingStudent, Inputs, Student, banks, scenarios
 from tests.support.ranks import run_ranks
 
 Result = tuple[dict[str, float], dict[str, Tensor]]
@@ -38,9 +39,9 @@ def _losses(world: World, features: Features, batch: Batch, config: LossConfig) 
     return total_loss(features, columns, batch, banks(), config, exchange)
 
 
-def _step(world: World, inputs: Inputs, config: LossConfig) -> Result:
+def _step(world: World, inputs: Inputs, config: LossConfig, kind: type[Student] = Student) -> Result:
     """Reported values and gradients averaged over ranks, as the engine averages them."""
-    student = Student()
+    student = kind()
     shard = inputs.shard(world.rank, world.size)
     found = _losses(world, student(shard), shard.batch(), config)
     found.local.backward()
@@ -92,6 +93,65 @@ def test_the_scenarios_are_what_they_say() -> None:
         assert (values["loss/image_text"] == 0) == (name == "nothing")
         assert (values["loss/object_entity"] == 0) == (name == "nothing")
         assert (values["loss/image_relation"] == 0) == (name == "nothing")
+
+
+def _of_the_paper(inputs: Inputs, hard: bool) -> Result:
+    """Losses and gradients as the paper has them, of the whole batch at once; a term without a row is 0."""
+    student, batch = ClassifyingStudent(), inputs.batch()
+    features = student(inputs)
+    assert features.matching_logits_B2 is not None
+    losses = {
+        "image_text": paper.image_text(
+            features.image_BD,
+            features.text_BD,
+            matched_B=batch.matched_B,
+            temperature=features.temperature,
+        ),
+        "matching": F.cross_entropy(features.matching_logits_B2, batch.matched_B.long()),
+    }
+    for name, logits, labels, present in (
+        ("object_entity", features.object_logits_BMK, batch.object_labels, batch.box_mask_BM),
+        ("image_relation", features.relation_logits_BK, batch.image_labels, torch.tensor(True)),
+    ):
+        assert logits is not None and labels is not None
+        keep = labels.keep & present
+        q = plain.dense(labels, num_prompts=logits.shape[-1])
+        if hard:
+            q = F.one_hot(q.argmax(-1), logits.shape[-1]).double()
+        losses[name] = paper.soft_label(logits[keep], q_NK=q[keep]) if keep.any() else logits[keep].sum() * 0
+    total = torch.stack(list(losses.values())).sum()
+    gradients = torch.autograd.grad(total, list(student.parameters()))
+    names = [name for name, _ in student.named_parameters()]
+    return {f"loss/{n}": loss.item() for n, loss in losses.items()}, dict(zip(names, gradients, strict=True))
+
+
+def _paper_steps(world: World) -> dict[tuple[str, bool], Result]:
+    return {
+        (name, hard): _step(
+            world,
+            inputs,
+            LossConfig(same_image="negative", image_text_mean="all", hard_labels=hard),
+            ClassifyingStudent,
+        )
+        for name, inputs in scenarios().items()
+        for hard in (False, True)
+    }
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_any_number_of_ranks_gives_the_papers_step(size: int) -> None:
+    """Falsified pairs, repeated images and ranks without a row that counts, against whole matrices."""
+    alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+    answers = [_paper_steps(alone)] if size == 1 else run_ranks(_paper_steps, size, ranks_per_node=2)
+    for answer in answers:
+        for (name, hard), (values, gradients) in answer.items():
+            expected_values, expected_gradients = _of_the_paper(scenarios()[name], hard)
+            for loss, value in expected_values.items():
+                assert values[loss] == pytest.approx(value, rel=0, abs=1e-10), (name, loss)
+            assert gradients.keys() == expected_gradients.keys()
+            for parameter, gradient in gradients.items():
+                torch.testing.assert_close(gradient, expected_gradients[parameter], rtol=0, atol=1e-10)
+            assert (values["loss/object_entity"] == 0) == (name == "nothing")
 
 
 def _nothing_at_all(world: World) -> Result:

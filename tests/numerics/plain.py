@@ -43,14 +43,14 @@ def image_text(
     x_ids_G: Tensor,
     y_ids_G: Tensor,
     temperature: Tensor,
-    same_image: Literal["positive", "mask"] = "positive",
+    same_image: Literal["positive", "mask", "negative"] = "positive",
     teacher: SoftTargets | None = None,
 ) -> Tensor:
     """Mean of both directions over the world."""
     logits_GG = x_GD @ y_GD.T / temperature
     same_GG = x_ids_G[:, None] == y_ids_G[None, :]
     partner_GG = torch.eye(len(x_GD), dtype=torch.bool)
-    positive_GG = same_GG & partner_GG if same_image == "mask" else same_GG
+    positive_GG = same_GG if same_image == "positive" else same_GG & partner_GG
     left_out_GG = same_GG & ~partner_GG if same_image == "mask" else torch.zeros_like(same_GG)
     teacher_GG, share = None, 0.0
     if teacher is not None:

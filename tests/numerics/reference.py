@@ -24,11 +24,8 @@ def one_direction(
     losses = []
     for i in range(len(x)):
         matches = [j for j in range(len(y)) if x_ids[i] == y_ids[j]]
-        if same_image == "positive":
-            positives, left_out = matches, []
-        else:
-            positives = [j for j in matches if j == i]
-            left_out = [j for j in matches if j != i]
+        positives = matches if same_image == "positive" else [j for j in matches if j == i]
+        left_out = [j for j in matches if j != i] if same_image == "mask" else []
         s = {j: float(x[i] @ y[j]) / temperature for j in range(len(y)) if j not in left_out}
         if positives:
             losses.append(logsumexp(list(s.values())) - mean([s[j] for j in positives]))
@@ -48,6 +45,15 @@ def whole_label(ids: list[int], probs: list[float], num_prompts: int) -> Array:
     for k, p in zip(ids, probs, strict=True):
         q[k] = p
     return q / q.sum()
+
+
+def soft_cross_entropy(logits: Array, q: Array, keep: list[bool]) -> float:
+    """Sum over the rows that are kept."""
+    return sum(
+        -sum(q[i, k] * (logits[i, k] - logsumexp(list(logits[i]))) for k in range(logits.shape[1]))
+        for i in range(len(logits))
+        if keep[i]
+    )
 
 
 def soft_label_contrast(x: Array, bank: Array, q: Array, keep: list[bool], temperature: float) -> float:

@@ -3,7 +3,7 @@
 import gc
 import weakref
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +15,11 @@ from promptmeup.distributed.collectives import WorldExchange
 from promptmeup.distributed.world import World
 from promptmeup.losses.contrast import contrast, from_sums, to_sums
 from promptmeup.losses.exchange import Columns
-from promptmeup.losses.image_text import IdPair, Teacher, find_matches
+from promptmeup.losses.image_text import IdPair, MeanOver, SameImage, Teacher, find_matches
 from tests.numerics import paper, plain, reference
 
 ALONE = WorldExchange(World(rank=0, size=1, local_rank=0, device=torch.device("cpu")))
-SameImage = Literal["positive", "mask"]
+SAME_IMAGE: tuple[SameImage, ...] = ("positive", "mask", "negative")
 IMAGE_IDS = {
     "plain": [0, 1, 2, 3, 4, 5],
     "falsified": [0, 1, 2, 3, 4, 5],
@@ -58,13 +58,19 @@ def alone(
     caption_ids: list[int],
     temperature: Tensor,
     same_image: SameImage = "positive",
+    mean_over: MeanOver = "matched",
     teacher: plain.SoftTargets | None = None,
 ) -> Found:
     columns = Columns(ALONE, torch.tensor([image_ids, caption_ids]).T)
     (text,) = columns.send(text, constant=[] if teacher is None else [teacher.y_GU])
     soft = teacher and Teacher(teacher.x_GU, position=1, temperature=teacher.temperature, share=teacher.share)
     pair = IdPair(
-        image, columns=columns, temperature=temperature, same_image=same_image, teacher=soft or None
+        image,
+        columns=columns,
+        temperature=temperature,
+        same_image=same_image,
+        mean_over=mean_over,
+        teacher=soft or None,
     )
     (loss,), _ = contrast([pair], exchange=ALONE, riders=torch.zeros(0))
     return Found(loss, pair)
@@ -78,7 +84,7 @@ def _leaves(*, rows: int = 6, width: int = 4, temperature: float = 0.3) -> list[
     ]
 
 
-@pytest.mark.parametrize("same_image", ["positive", "mask"])
+@pytest.mark.parametrize("same_image", SAME_IMAGE)
 @pytest.mark.parametrize("layout", list(IMAGE_IDS))
 def test_equals_reference_in_value_and_gradient(layout: str, same_image: SameImage) -> None:
     leaves = _leaves()
@@ -110,7 +116,7 @@ def _random_ids(rows: int, seed: int) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("same_image", ["positive", "mask"])
+@pytest.mark.parametrize("same_image", SAME_IMAGE)
 def test_soft_targets_equal_whole_matrices(same_image: SameImage, share: float) -> None:
     """More rows than a tile has columns, falsified and repeated ones, with and without a teacher."""
     rows = 700
@@ -182,6 +188,31 @@ def test_equals_the_paper_where_both_mean_the_same(matched: str) -> None:
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-11, atol=1e-14)
 
 
+def _value_and_gradients(loss: Tensor, leaves: list[Tensor]) -> Tensor:
+    return torch.cat([loss.reshape(1), *(g.flatten() for g in torch.autograd.grad(loss, leaves))])
+
+
+@pytest.mark.parametrize("layout", [*IMAGE_IDS, "random"])
+def test_the_papers_switches_are_the_paper(layout: str) -> None:
+    """Falsified pairs and repeated images, which the paper takes for negatives; 700 rows are more than a tile."""
+    rows = 700 if layout == "random" else 6
+    ids = {"image_ids": IMAGE_IDS.get(layout, []), "caption_ids": CAPTION_IDS.get(layout, [])}
+    if layout == "random":
+        ids = _random_ids(rows, seed=5)
+    matched = torch.tensor(ids["image_ids"]) == torch.tensor(ids["caption_ids"])
+    leaves = _leaves(rows=rows, width=16)
+    expected = paper.image_text(leaves[0], leaves[1], matched_B=matched, temperature=leaves[2])
+    found = alone(leaves[0], leaves[1], **ids, temperature=leaves[2], same_image="negative", mean_over="all")
+    torch.testing.assert_close(
+        _value_and_gradients(found.loss, leaves),
+        _value_and_gradients(expected, leaves),
+        rtol=1e-10,
+        atol=1e-14,
+    )
+    hits = (leaves[0] @ leaves[1].T).argmax(1) == torch.arange(rows)
+    assert found.accuracy == ((hits & matched).sum(), matched.sum())
+
+
 def test_counts_are_rows_with_a_true_match_in_each_direction() -> None:
     ids = torch.tensor([[0, 1, 2, 3], [3, 0, 0, 9]])
     both = find_matches(*ids, own=slice(0, 4))
@@ -220,8 +251,9 @@ def test_row_without_match_stays_a_negative_of_the_others() -> None:
     torch.testing.assert_close(gradient[1], share.detach() * image[0] / 2)
 
 
-@pytest.mark.parametrize("same_image", ["positive", "mask"])
-def test_no_true_match_gives_exactly_zero(same_image: SameImage) -> None:
+@pytest.mark.parametrize("mean_over", ["matched", "all"])
+@pytest.mark.parametrize("same_image", SAME_IMAGE)
+def test_no_true_match_gives_exactly_zero(same_image: SameImage, mean_over: MeanOver) -> None:
     leaves = _leaves(temperature=1e-3)
     found = alone(
         leaves[0],
@@ -230,6 +262,7 @@ def test_no_true_match_gives_exactly_zero(same_image: SameImage) -> None:
         caption_ids=[6, 7, 8, 9, 10, 11],
         temperature=leaves[2],
         same_image=same_image,
+        mean_over=mean_over,
     )
     found.loss.backward()
     assert found.loss.item() == 0

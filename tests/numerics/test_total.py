@@ -9,10 +9,25 @@ import torch
 from promptmeup.config import ConfigError, load
 from promptmeup.distributed.collectives import WorldExchange
 from promptmeup.distributed.world import World
-from promptmeup.losses.total import LossConfig, Losses, LossWeights, captions_to_send, total_loss
+from promptmeup.losses.total import (
+    LossConfig,
+    Losses,
+    LossWeights,
+    captions_to_send,
+    rows_not_finite,
+    total_loss,
+)
 from promptmeup.records import Banks, Batch, Features
 from tests.numerics import reference
-from tests.support.loss_inputs import ENTITIES, RELATIONS, Inputs, Student, banks, scenarios
+from tests.support.loss_inputs import (
+    ENTITIES,
+    RELATIONS,
+    ClassifyingStudent,
+    Inputs,
+    Student,
+    banks,
+    scenarios,
+)
 
 ALONE = WorldExchange(World(rank=0, size=1, local_rank=0, device=torch.device("cpu")))
 NAMES = ("image_text", "object_entity", "image_relation", "matching")
@@ -152,11 +167,37 @@ def test_metrics_of_labels() -> None:
     assert 0 <= reported["matching_accuracy"] <= 1
 
 
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_classifier_is_watched_like_a_contrast(hard: bool) -> None:
+    inputs, config = scenarios()["falsified"], LossConfig(hard_labels=hard)
+    contrasts = _reported(inputs, config)
+    classified = _losses(ClassifyingStudent()(inputs), inputs.batch(), config, banks()).reported
+    assert classified.keys() == contrasts.keys()
+    for name in classified:
+        if not name.startswith("loss/") or name in ("loss/image_text", "loss/matching"):
+            torch.testing.assert_close(classified[name], contrasts[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("field", ["object_logits_BMK", "relation_logits_BK"])
+def test_logits_that_are_not_finite_are_seen_even_where_they_count_nowhere(field: str) -> None:
+    inputs = scenarios()["nothing"]
+    features = ClassifyingStudent()(inputs)
+    assert not rows_not_finite(features).any()
+    logits = getattr(features, field).detach().clone()
+    logits[3] = torch.inf
+    features = replace(features, **{field: logits})
+    assert rows_not_finite(features).nonzero().flatten().tolist() == [3]
+    found = _losses(features, inputs.batch(), LossConfig(), banks())
+    assert found.reported["loss/total"].isfinite()
+    assert not found.sound
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("weights.matching=-1", "'weights.matching' = -1: input should be greater than or equal to 0"),
-        ("same_image=keep", "'same_image' = 'keep': input should be 'positive' or 'mask'"),
+        ("same_image=keep", "'same_image' = 'keep': input should be 'positive', 'mask' or 'negative'"),
+        ("image_text_mean=rows", "'image_text_mean' = 'rows': input should be 'matched' or 'all'"),
         ("weights={image_text: 0, object_entity: 0, image_relation: 0, matching: 0}", "nothing to train"),
     ],
 )

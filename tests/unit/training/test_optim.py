@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from promptmeup.training.optim import OptimConfig, build_optimizer, parameter_groups, rate_scale, set_rates
+from tests.unit.models.support import tiny_model
 
 
 class Model(nn.Module):
@@ -32,6 +33,15 @@ def test_groups() -> None:
         id(model.head.bias): (1e-3, 0.0),
         id(model.temperature): (1e-3, 0.0),
     }
+
+
+def test_classifiers_are_in_one_group_each_by_their_dimensions() -> None:
+    model = tiny_model(prompt_head="classifier")
+    groups = parameter_groups(model, backbones=model.backbone_modules(), config=OptimConfig(weight_decay=0.1))
+    for head in (model.heads.object, model.heads.relation):
+        for parameter in head.parameters():
+            found = [g["weight_decay"] for g in groups if any(p is parameter for p in g["params"])]
+            assert found == [0.1 if parameter.ndim == 2 else 0.0]
 
 
 def test_rates() -> None:
