@@ -24,7 +24,7 @@ from promptmeup.prompts.labels import soft_labels
 from promptmeup.records import Banks, Batch, Features, SoftLabels
 from tests.benchmarks import harness
 
-ROWS, OBJECTS, TOKENS, SIZE, STORED = 4, 3, 40, 224, 288
+ROWS, OBJECTS, TOKENS, SIZE, STORED = 8, 3, 40, 224, 288
 ENTITIES, RELATIONS, WIDTH, KEPT = 1000, 369, 256, 32
 REPEATS = 5
 EXCHANGE = WorldExchange(World(rank=0, size=1, local_rank=0, device=torch.device("cpu")))
