@@ -214,7 +214,7 @@ def total_loss(
     if "image_text" in pairs:
         assert image_text.accuracy is not None
         world["contrastive_accuracy"] = torch.stack([image_text.accuracy.sum, image_text.accuracy.count])
-    for name in world.keys() - terms.keys():
+    for name in (name for name in world if name not in terms):
         total, count = world[name]
         reported[name] = total / count.clamp(min=1)
     local = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()

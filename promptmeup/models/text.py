@@ -4,6 +4,7 @@ from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel
 
@@ -114,7 +115,7 @@ def _load_bert(config: TextConfig) -> Any:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{key}: cannot read a BERT from {folder}: {error}") from error
     if report["missing_keys"]:
         raise WeightsError(

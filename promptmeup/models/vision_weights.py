@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, ViTModel
 
 from promptmeup.errors import ConfigError, WeightsError
@@ -44,7 +45,7 @@ def load_vit(folder: Path) -> Any:
             backbone, report = ViTModel.from_pretrained(
                 folder, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{KEY}: cannot read a ViT from {folder}: {error}") from error
     if report["missing_keys"]:
         raise WeightsError(f"{KEY}: {folder} lacks {some(sorted(report['missing_keys']))}")

@@ -76,6 +76,13 @@ def test_missing_tensors_are_named(tmp_path: Path) -> None:
         build_bert(TextConfig(weights=str(tmp_path), tokenizer=MINILM, fusion_layer=2))
 
 
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    _save_bert(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(WeightsError, match=f"cannot read a BERT from {re.escape(str(tmp_path))}"):
+        build_bert(TextConfig(weights=str(tmp_path), tokenizer=MINILM, fusion_layer=2))
+
+
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
     with pytest.raises(WeightsError, match=r"'roberta'.*bert-base-uncased"):

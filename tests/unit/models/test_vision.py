@@ -122,6 +122,13 @@ def test_transformers_directory_at_its_own_and_at_another_size(tmp_path: Path) -
     assert larger.grid == 6
 
 
+def test_a_damaged_file_of_a_transformers_directory_is_named(tmp_path: Path) -> None:
+    _save_vit(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(WeightsError, match="cannot read a ViT from"):
+        build_vision(VisionConfig(kind="transformers", weights=str(tmp_path), image_size=64))
+
+
 def test_timm_directory_and_file_with_resized_positions(tmp_path: Path) -> None:
     torch.manual_seed(0)
     saved = timm.create_model(VIT, pretrained=False).eval()
