@@ -69,8 +69,8 @@ SIGNATURES = (
         Signature(
             f"uniformity_{side}",
             lambda value: value > -0.5,
-            f"the {side} vectors of the dev split lie close together (uniformity {{value:.2f}}, 0 is one point): the "
-            "encoder is collapsing; lower optim.lr, or lower the temperature",
+            f"the {side} vectors of the dev split lie close together (uniformity {{value:.2f}}, 0 is one point): "
+            "the encoder has not spread them yet, or is collapsing; if it stays so, lower optim.lr or the temperature",
         )
         for side in ("image", "text")
     ),

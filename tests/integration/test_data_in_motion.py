@@ -116,7 +116,9 @@ def test_a_blend_that_was_killed_goes_on_with_the_same_curve(
     assert state["order"]["fingerprint"].count("+") == 1
     assert state["order"]["blend"] == "717:307"
     other = tiny_config(news_world, f"out={tmp_path}/broken", "steps=14", blend.replace("0.3", "0.4"))
-    with pytest.raises(RankError, match=r"another data order: blend was '717:307' and is '614:410'"):
+    with pytest.raises(
+        RankError, match=r"another data order or other labels: blend was '717:307' and is '614:410'"
+    ):
         run_ranks(train_on_rank, ranks, other, timeout=120)
 
 
