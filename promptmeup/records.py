@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # packing starts many processes that need no torch, whose import takes seconds
@@ -92,6 +93,50 @@ class Sample:
 def photo_name(path: str, member: tuple[int, int] | None) -> str:
     """Return the name of a photo: its path, or archive and offset where it lies in one."""
     return path if member is None else f"{path}@{member[0]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Post:
+    """A sentence and the photo posted with it: what the two downstream tasks have in common."""
+
+    id: str
+    words: tuple[str, ...]
+    image_name: str | None = None
+    """as the corpus names it; None where it names none"""
+    image: Path | None = None
+    """the file; None where none is named, and where the file is absent: no other takes its place"""
+    crops: tuple[Path, ...] = ()
+    """pictures of single objects that the corpus brings, in its order; those whose files are there"""
+    missing_crops: int = 0
+    """crops that the corpus names and whose files are absent"""
+    boxes: tuple[Box, ...] | None = None
+    """in pixels of the image, EXIF orientation applied; None where the corpus brings none"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaggedSentence(Post):
+    """A sentence with its named entities."""
+
+    tags: tuple[str, ...]
+    """one a word: "O", "B-TYPE" or "I-TYPE" exactly as in the file, an I- that continues nothing too"""
+
+
+@dataclass(frozen=True)
+class WordSpan:
+    """Words [start, end) of a sentence."""
+
+    start: int
+    end: int
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelationInstance(Post):
+    """A sentence, two spans in it, which may overlap, and how the first is related to the second."""
+
+    head: WordSpan
+    tail: WordSpan
+    relation: str
 
 
 @dataclass(frozen=True)

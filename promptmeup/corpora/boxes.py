@@ -45,7 +45,7 @@ def read_boxes(
         if image in found:
             complain(f"{image} has an earlier line: that one is used")
             continue
-        boxes = [_box(entry) for entry in entries]
+        boxes = [read_box(entry) for entry in entries]
         found.add(image)
         if bad := boxes.count(None):
             complain(
@@ -55,7 +55,8 @@ def read_boxes(
         yield image, tuple(box for box in boxes if box is not None)
 
 
-def _box(entry: Any) -> Box | None:
+def read_box(entry: Any) -> Box | None:
+    """Return the box that one JSON object describes, or None where it describes none."""
     if not isinstance(entry, dict):
         return None
     try:
