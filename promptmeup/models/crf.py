@@ -7,6 +7,7 @@ tags and W words, the positions of a row at which its mask is true: holes, such 
 no part of the chain, wherever they are.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,35 +50,45 @@ def forbidden_moves(labels: Sequence[str]) -> tuple[Tensor, Tensor]:
 class _LogPartition(torch.autograd.Function):
     """log Σ_y exp (Σ_t u_t(y_t) + Σ_{t>1} A(y_{t-1}, y_t)) of each row, over its positions up to `last`.
 
-    Forward keeps log α, nothing else. Backward needs no second recursion in logarithms: with the probabilities
-    p(y_{t-1} = i | y_t = j) = softmax_i (log α_{t-1}(i) + A(i, j)), of all t at once, the marginals are
-    p(y_{t-1} = i) = Σ_j p(i | j) p(y_t = j), one matrix product a position.
+    With log α_t(j) the same over the beginnings that end with j, p(y_{t-1} = i | y_t = j) is the softmax over i of
+    log α_{t-1}(i) + A(i, j), which forward computes anyway and keeps; so backward is one matrix product a position,
+    p(y_{t-1} = i) = Σ_j p(i | j) p(y_t = j), and needs no logarithms.
+
+    In powers of 2: exp takes up to 13 times as long on a CPU where it underflows, as it does for every forbidden move
+    (5,408 numbers, MKL: 7 to 90 μs), exp2 does not (4 μs).
     """
 
     @staticmethod
     def forward(ctx: Any, unary_WBT: Tensor, transitions_BTT: Tensor, last_B: Tensor) -> Tensor:
+        unary_WBT, transitions_BTT = unary_WBT / math.log(2), transitions_BTT / math.log(2)
         alphas = [unary_WBT[0]]
+        befores = []
         for unary_BT in unary_WBT[1:]:
-            alphas.append((alphas[-1].unsqueeze(2) + transitions_BTT).logsumexp(1) + unary_BT)
-        alphas_WBT = torch.stack(alphas)
-        ctx.save_for_backward(alphas_WBT, transitions_BTT, last_B)
-        return _at(alphas_WBT, last_B).logsumexp(1)
+            scores_BTT = alphas[-1].unsqueeze(2) + transitions_BTT
+            top_B1T = scores_BTT.amax(1, keepdim=True)
+            powers_BTT = scores_BTT.sub_(top_B1T).exp2_()
+            sum_B1T = powers_BTT.sum(1, keepdim=True)
+            befores.append(powers_BTT.div_(sum_B1T))
+            alphas.append(sum_B1T.log2_().add_(top_B1T).squeeze(1) + unary_BT)
+        ends_BT = _at(torch.stack(alphas), last_B) * math.log(2)
+        ctx.save_for_backward(ends_BT.softmax(1), last_B, *befores)
+        return ends_BT.logsumexp(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (gradient_B,) = gradients
-        alphas_WBT, transitions_BTT, last_B = ctx.saved_tensors
-        with torch.autocast(alphas_WBT.device.type, enabled=False):
-            before_VBTT = (alphas_WBT[:-1].unsqueeze(3) + transitions_BTT).softmax(2)
-            # times the incoming gradient from the start, zero beyond the last position
-            ends_BT = gradient_B.unsqueeze(1) * _at(alphas_WBT, last_B).softmax(1)
-            marginals_WBT = torch.zeros_like(alphas_WBT)
-            marginals_WBT[last_B, torch.arange(len(last_B), device=last_B.device)] = ends_BT
-            columns = marginals_WBT.unsqueeze(3).unbind()
-            for place in range(len(columns) - 1, 0, -1):
-                columns[place - 1].baddbmm_(before_VBTT[place - 1], columns[place])
-            pairs_BTT = before_VBTT.mul_(marginals_WBT[1:].unsqueeze(2)).sum(0)
+        ends_BT, last_B, *befores = ctx.saved_tensors
+        (rows, tags), words = ends_BT.shape, len(befores) + 1
+        with torch.autocast(ends_BT.device.type, enabled=False):
+            # times the incoming gradient from the start; zero beyond the last position
+            marginals_WBT = ends_BT.new_zeros(words, rows, tags)
+            marginals_WBT[last_B, torch.arange(rows, device=last_B.device)] = gradient_B[:, None] * ends_BT
+            marginals = marginals_WBT.unsqueeze(3).unbind()
+            pairs_BTT = ends_BT.new_zeros(rows, tags, tags)
+            for place in range(words - 1, 0, -1):
+                marginals[place - 1].baddbmm_(befores[place - 1], marginals[place])
+                pairs_BTT.addcmul_(befores[place - 1], marginals[place].transpose(1, 2))
         return marginals_WBT, pairs_BTT, None
 
 
