@@ -80,15 +80,14 @@ class _LogPartition(torch.autograd.Function):
         (gradient_B,) = gradients
         ends_BT, last_B, *befores = ctx.saved_tensors
         (rows, tags), words = ends_BT.shape, len(befores) + 1
-        with torch.autocast(ends_BT.device.type, enabled=False):
-            # times the incoming gradient from the start; zero beyond the last position
-            marginals_WBT = ends_BT.new_zeros(words, rows, tags)
-            marginals_WBT[last_B, torch.arange(rows, device=last_B.device)] = gradient_B[:, None] * ends_BT
-            marginals = marginals_WBT.unsqueeze(3).unbind()
-            pairs_BTT = ends_BT.new_zeros(rows, tags, tags)
-            for place in range(words - 1, 0, -1):
-                marginals[place - 1].baddbmm_(befores[place - 1], marginals[place])
-                pairs_BTT.addcmul_(befores[place - 1], marginals[place].transpose(1, 2))
+        # times the incoming gradient from the start; zero beyond the last position
+        marginals_WBT = ends_BT.new_zeros(words, rows, tags)
+        marginals_WBT[last_B, torch.arange(rows, device=last_B.device)] = gradient_B[:, None] * ends_BT
+        marginals = marginals_WBT.unsqueeze(3).unbind()
+        pairs_BTT = ends_BT.new_zeros(rows, tags, tags)
+        for place in range(words - 1, 0, -1):  # in place: autocast leaves such products alone
+            marginals[place - 1].baddbmm_(befores[place - 1], marginals[place])
+            pairs_BTT.addcmul_(befores[place - 1], marginals[place].transpose(1, 2))
         return marginals_WBT, pairs_BTT, None
 
 
