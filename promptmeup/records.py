@@ -265,6 +265,11 @@ class Features:
     relation_logits_BK: Tensor | None = None
     """float32, over the relations; with classifiers, in place of relation_BD and its temperature"""
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return those that are there, by name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
 
 def is_per_row(name: str) -> bool:
     """Whether this field of `Features` has a row for each pair; a temperature is one number for all."""

@@ -1,6 +1,5 @@
 """Any downstream corpus by its configuration, and what is in it: the one place that knows which kinds there are."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from promptmeup.corpora import extraction_jsonl, mnre, twitter
 from promptmeup.corpora.extraction_jsonl import JsonlConfig
 from promptmeup.corpora.mnre import MnreConfig
 from promptmeup.corpora.twitter import TwitterConfig
-from promptmeup.errors import CorpusError
 from promptmeup.records import RelationInstance, TaggedSentence
+from promptmeup.shard_format import file_sha256
 
 ExtractionCorpus = Annotated[TwitterConfig | MnreConfig | JsonlConfig, Field(discriminator="kind")]
 
@@ -106,7 +105,7 @@ def statistics(corpus: ExtractionCorpus, split: str) -> Statistics:
         without_image=sum(row.image is None for row in rows),
         crops=sum(len(row.crops) for row in rows),
         missing_crops=sum(row.missing_crops for row in rows),
-        sha256={path.name: _sha256(path) for path in label_files(corpus, split)},
+        sha256={path.name: file_sha256(path) for path in label_files(corpus, split)},
     )
 
 
@@ -117,10 +116,3 @@ def _broken(tags: tuple[str, ...]) -> Iterator[str]:
         if tag.startswith("I-") and before[2:] != tag[2:]:
             yield tag[2:]
         before = tag
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise CorpusError(f"cannot read {path}: {error.strerror}") from error

@@ -1,9 +1,9 @@
 """Image-text matching: does this caption belong to this image? Cross-entropy of two classes."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from promptmeup.losses.tiles import sum_dtype
 from promptmeup.records import Term
 
 
@@ -12,7 +12,7 @@ def matching(logits_B2: Tensor, *, matched_B: Tensor) -> tuple[Term, Term]:
 
     Computed in float32, or in float64 where the logits are float64.
     """
-    logits_B2 = logits_B2.to(torch.promote_types(logits_B2.dtype, torch.float32))
+    logits_B2 = logits_B2.to(sum_dtype(logits_B2.dtype))
     target_B = matched_B.long()
     count = logits_B2.new_full((), len(target_B))
     hits = (logits_B2.detach().argmax(1) == target_B).sum().to(logits_B2.dtype)

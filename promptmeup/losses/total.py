@@ -1,6 +1,6 @@
 """All losses of a step, from the student's features, as means over the world."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -59,9 +59,8 @@ class Losses:
 def rows_not_finite(features: Features) -> Tensor:
     """Return which rows [B] have a feature that is NaN or infinite: their gradient would be, counted or not."""
     wrong_B = torch.zeros(len(features.image_BD), dtype=torch.bool, device=features.image_BD.device)
-    for field in fields(features):
-        value = getattr(features, field.name)
-        if isinstance(value, Tensor) and is_per_row(field.name) and value.is_floating_point():
+    for name, value in features.tensors().items():
+        if is_per_row(name) and value.is_floating_point():
             wrong_B |= ~value.detach().isfinite().flatten(1).all(1)
     return wrong_B
 

@@ -10,7 +10,7 @@ micro-batch's own. Instead, with f the features and θ the parameters, ∂L/∂�
 Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup". It costs one more forward.
 """
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ def cached_step(
     features = _joined(found_features)
 
     columns = captions_to_send(batch, exchange, dtype=dtype)
-    leaves = {name: leaf for name, leaf in _tensors(features).items() if leaf.requires_grad}
+    leaves = {name: leaf for name, leaf in features.tensors().items() if leaf.requires_grad}
     if losses.weights.image_text > 0:
         features = replace(features, text_BD=columns.send_one(features.text_BD))
     found = total_loss(features, columns, batch, banks, losses, exchange)
@@ -61,7 +61,7 @@ def cached_step(
     with one_reduction(engine):
         for number, part in enumerate(parts):
             _set_random_state(states[number], batch.images_BCSS.device)
-            again = _tensors(forward(engine, part, dtype=dtype))
+            again = forward(engine, part, dtype=dtype).tensors()
             first = number * micro_batch
             products = []
             for name, gradient in gradients.items():
@@ -74,15 +74,10 @@ def cached_step(
     return found.reported | temperatures(features)
 
 
-def _tensors(features: Features) -> dict[str, Tensor]:
-    values = {field.name: getattr(features, field.name) for field in fields(features)}
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _joined(parts: list[Features]) -> Features:
     """Return the features of all rows as leaves of a new graph."""
     whole = {}
-    for name, first in _tensors(parts[0]).items():
+    for name, first in parts[0].tensors().items():
         value = torch.cat([getattr(part, name) for part in parts]) if is_per_row(name) else first.detach()
         whole[name] = value.requires_grad_() if value.is_floating_point() else value
     return Features(**whole)

@@ -1,7 +1,6 @@
 """The student's forward pass on a batch, and what is done when its numbers are not finite."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -33,8 +32,7 @@ def forward(
 
 def temperatures(features: Features) -> dict[str, Tensor]:
     """Return the temperatures that there are, by name."""
-    values = {field.name: getattr(features, field.name) for field in fields(features)}
-    return {n: v.detach() for n, v in values.items() if not is_per_row(n) and v is not None}
+    return {name: value.detach() for name, value in features.tensors().items() if not is_per_row(name)}
 
 
 class Soundness:
@@ -63,15 +61,8 @@ class Soundness:
             self._arrived.synchronize()
         if self._answer:
             return
-        reported = self._found.reported.items()
-        terms = [f"{name} = {value.item()}" for name, value in reported if not value.isfinite()]
-        wrong = [
-            f"{field.name} = {value.item()}"
-            for field in fields(features)
-            if not is_per_row(field.name)
-            and (value := getattr(features, field.name)) is not None
-            and not value.isfinite().all()
-        ]
+        scalars = self._found.reported | temperatures(features)
+        wrong = [f"{name} = {value.item()}" for name, value in scalars.items() if not value.isfinite()]
         rows = rows_not_finite(features).tolist()
         keys = [key for key, is_wrong in zip(batch.keys, rows, strict=True) if is_wrong]
         blame = "all features of this rank are finite; look at what the other ranks say"
@@ -82,7 +73,7 @@ class Soundness:
                 f"images: {shown}"
             )
         raise TrainingError(
-            f"{', '.join(terms + wrong) or 'features that are not finite'}: {blame}. This batch was not trained "
+            f"{', '.join(wrong) or 'features that are not finite'}: {blame}. This batch was not trained "
             "on and the last checkpoint is untouched; lower optim.lr, or look at these images, and start again to "
             "resume"
         )

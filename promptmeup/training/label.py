@@ -10,14 +10,15 @@ from pydantic import Field
 
 from promptmeup.data.reader import PackedSplit
 from promptmeup.errors import ShardError
-from promptmeup.packing.entities import entity_name
+from promptmeup.packing.entities import names_in
 from promptmeup.progress import progress
 from promptmeup.prompts.bank import bank_fingerprint, build_banks, save_banks
 from promptmeup.prompts.label_files import finish_labels, write_labels
 from promptmeup.prompts.labels import LabelConfig, StoredSample, label_temperature
 from promptmeup.prompts.quality import AGREEMENT_AT, agreement, dominance_warning
 from promptmeup.prompts.vocabulary import Vocabulary, read_vocabulary
-from promptmeup.shard_format import ShardEntry, label_file, labels_folder, read_manifest
+from promptmeup.records import Span
+from promptmeup.shard_format import ShardEntry, label_dtype, label_file, labels_folder, read_manifest
 from promptmeup.training.teacher import open_teacher
 
 AGREEMENT_SAMPLES = 20_000
@@ -119,24 +120,20 @@ def caption_agreement(split: PackedSplit, folder: Path, vocabulary: Vocabulary) 
     places = {name.casefold(): place for place, name in enumerate(vocabulary.entities)}
     named_SK = np.zeros((len(rows), len(places)), dtype=np.bool_)
     ids, samples = [], []
-    shards = [
-        np.load(label_file(folder, entry.name, "objects"), mmap_mode="r") for entry in split.manifest.shards
-    ]
+    shard, objects = -1, np.empty(0, dtype=label_dtype(1))
     for number, row in enumerate(rows):
         record, entry = split.read_json(int(row)), split.index[row]
-        names = {
-            name
-            for caption in record["captions"]
-            if caption["image_key"] == record["key"]
-            for name in [entity_name(span["text"]) for span in caption["entities"]]
-            + [span["label"] for span in caption["nouns"]]
-        }
-        found = [places[name.casefold()] for name in names if name.casefold() in places]
-        named_SK[number, found] = True
+        for caption in record["captions"]:
+            if caption["image_key"] == record["key"]:
+                spans = [tuple(Span(**span) for span in caption[kind]) for kind in ("entities", "nouns")]
+                names = [name.casefold() for name, _ in names_in((spans[0], spans[1]))]
+                named_SK[number, [places[name] for name in names if name in places]] = True
+        if entry["shard"] != shard:
+            shard = int(entry["shard"])
+            objects = np.load(label_file(folder, split.manifest.shards[shard].name, "objects"))
         first = int(entry["box_start"])
-        own = shards[entry["shard"]]["ids"][first : first + len(record["boxes"])]
-        ids.append(own)
-        samples.append(np.full(len(own), number, dtype=np.int64))
+        ids.append(objects["ids"][first : first + len(record["boxes"])])
+        samples.append(np.full(len(ids[-1]), number, dtype=np.int64))
     numbers = agreement(
         np.concatenate(ids).astype(np.int64), samples_N=np.concatenate(samples), named_SK=named_SK
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from promptmeup.models.heads import TEMPERATURE_RANGE
+from promptmeup.prompts.quality import DOMINATED
 
 Metrics = Mapping[str, float]
 
@@ -31,7 +32,7 @@ def _label_signatures(kind: str, losses: str) -> tuple[Signature, ...]:
     return (
         Signature(
             f"{kind}_label_top_share",
-            lambda share: share > 0.5,
+            lambda share: share > DOMINATED,
             f"one prompt is the most probable of {{value:.0%}} of the {kind} labels, so they say little about the "
             "photos: train the teacher for longer, lower the labels' temperature, or take that name out of the "
             "vocabulary",

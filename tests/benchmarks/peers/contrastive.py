@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -126,9 +127,8 @@ def inf_cl(world: World) -> Loss:
     return loss
 
 
-def cut_cross_entropy(impl: str = "cce") -> Loss:
-    """Cross-entropy of a linear layer without its logits, once for each direction; no gradients are filtered."""
-    linear_cross_entropy = require("cut_cross_entropy", "cut-cross-entropy").linear_cross_entropy
+def _both_directions(cross_entropy: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Loss:
+    """Return the loss by a cross-entropy of (inputs, weights of a linear layer, labels), which has one direction."""
 
     def loss(sets: Sets, scale: Tensor) -> Tensor:
         total = scale.new_zeros(())
@@ -136,31 +136,30 @@ def cut_cross_entropy(impl: str = "cce") -> Loss:
             labels = torch.arange(len(x), device=x.device)
             x, y = x.to(torch.bfloat16), y.to(torch.bfloat16)
             for a, b in ((x, y), (y, x)):
-                found = linear_cross_entropy((a * scale).to(a.dtype), b, labels, filter_eps=None, impl=impl)
-                total = total + found / 2
+                total = total + cross_entropy((a * scale).to(a.dtype), b, labels) / 2
         return total
 
     return loss
+
+
+def cut_cross_entropy(impl: str = "cce") -> Loss:
+    """Cross-entropy of a linear layer without its logits, once for each direction; no gradients are filtered."""
+    linear_cross_entropy = require("cut_cross_entropy", "cut-cross-entropy").linear_cross_entropy
+    return _both_directions(partial(linear_cross_entropy, filter_eps=None, impl=impl))
 
 
 def liger(*, chunks: int = 1) -> Loss:
     """Liger's fused linear cross-entropy, once for each direction; `chunks` trades its memory for time."""
     module = require("liger_kernel.ops.fused_linear_cross_entropy", "liger-kernel")
-    function = module.LigerFusedLinearCrossEntropyFunction
 
-    def loss(sets: Sets, scale: Tensor) -> Tensor:
-        total = scale.new_zeros(())
-        for x, y in sets:
-            labels = torch.arange(len(x), device=x.device)
-            x, y = x.to(torch.bfloat16), y.to(torch.bfloat16)
-            for a, b in ((x, y), (y, x)):
-                found = function.apply(
-                    *((a * scale).to(a.dtype), b, labels, None, None, -100, 0.0, 0.0, "mean", None, False),
-                    # bfloat16 sums of the columns' gradients would be wrong by more than a per cent
-                    torch.float32,
-                    *(False, False, False, None, None, chunks),
-                )
-                total = total + (found[0] if isinstance(found, tuple) else found) / 2
-        return total
+    def cross_entropy(inputs: Tensor, weights: Tensor, labels: Tensor) -> Tensor:
+        found = module.LigerFusedLinearCrossEntropyFunction.apply(
+            *(inputs, weights, labels, None, None, -100, 0.0, 0.0, "mean", None, False),
+            # bfloat16 sums of the columns' gradients would be wrong by more than a per cent
+            torch.float32,
+            *(False, False, False, None, None, chunks),
+        )
+        loss: Tensor = found[0] if isinstance(found, tuple) else found
+        return loss
 
-    return loss
+    return _both_directions(cross_entropy)

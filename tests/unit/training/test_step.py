@@ -69,6 +69,12 @@ class _Engine:
         self.steps += 1
 
 
+def _train(engine: Any, batch: Batch, exchange: WorldExchange, **changes: Any) -> dict[str, Tensor]:
+    """One step, of all losses unless `changes` say otherwise."""
+    settings = {"banks": _banks(), "losses": LossConfig(), "dtype": torch.float32} | changes
+    return train_step(engine, batch, exchange=exchange, **settings)
+
+
 class _Recorded(WorldExchange):
     """Says when each exchange began and when it was waited for."""
 
@@ -131,14 +137,7 @@ def _order(world: World, stage: int | None) -> list[str]:
             batch=ROWS,
             world=world,
         )
-    train_step(
-        engine,
-        _batch(world),
-        banks=_banks(),
-        losses=LossConfig(),
-        dtype=torch.float32,
-        exchange=_Recorded(world, events),
-    )
+    _train(engine, _batch(world), _Recorded(world, events))
     return events
 
 
@@ -168,15 +167,7 @@ def _poisoned(world: World, micro_batch: int | None) -> tuple[str, int]:
         images_BCSS[2] = 7
         batch = replace(batch, images_BCSS=images_BCSS)
     try:
-        train_step(
-            engine,
-            batch,
-            banks=_banks(),
-            losses=LossConfig(),
-            dtype=torch.float32,
-            exchange=WorldExchange(world),
-            micro_batch=micro_batch,
-        )
+        _train(engine, batch, WorldExchange(world), micro_batch=micro_batch)
     except TrainingError as error:
         return str(error), engine.steps
     return "", engine.steps
@@ -211,14 +202,7 @@ def test_nan_that_counts_nowhere_is_refused_too(rows: int) -> None:
     batch = replace(batch, images_BCSS=images_BCSS, image_labels=labels).rows(0, rows)
     weights = {"image_text": 0, "object_entity": 0, "matching": 0}
     with pytest.raises(TrainingError, match=rf"1 of this rank's {rows} pairs .*images: photo0\."):
-        train_step(
-            engine,
-            batch,
-            banks=_banks(),
-            losses=LossConfig(weights=weights),  # type: ignore[arg-type]
-            dtype=torch.float32,
-            exchange=WorldExchange(world),
-        )
+        _train(engine, batch, WorldExchange(world), losses=LossConfig(weights=weights))  # type: ignore[arg-type]
     assert engine.steps == 0
 
 
@@ -228,14 +212,7 @@ def test_a_temperature_that_is_not_finite_is_named() -> None:
     with torch.no_grad():
         engine.module.heads.relation_temperature.value.fill_(torch.nan)
     with pytest.raises(TrainingError, match=r"loss/image_relation = nan, relation_temperature = nan"):
-        train_step(
-            engine,
-            _batch(world),
-            banks=_banks(),
-            losses=LossConfig(),
-            dtype=torch.float32,
-            exchange=WorldExchange(world),
-        )
+        _train(engine, _batch(world), WorldExchange(world))
 
 
 def test_a_dual_encoder_sends_and_waits_without_fusion() -> None:
@@ -244,14 +221,8 @@ def test_a_dual_encoder_sends_and_waits_without_fusion() -> None:
     model = support.tiny_model(fusion=False).train()
     engine = _Engine(model)
     weights = {"object_entity": 0, "image_relation": 0, "matching": 0}
-    metrics = train_step(
-        engine,
-        _batch(world),
-        banks=None,
-        losses=LossConfig(weights=weights),  # type: ignore[arg-type]
-        dtype=torch.float32,
-        exchange=_Recorded(world, events),
-    )
+    losses = LossConfig(weights=weights)  # type: ignore[arg-type]
+    metrics = _train(engine, _batch(world), _Recorded(world, events), banks=None, losses=losses)
     assert events == ["gather begins", "gather is awaited", "return begins", "return is awaited"]
     assert engine.steps == 1
     assert metrics["loss/total"] == metrics["loss/image_text"] > 0
@@ -262,14 +233,7 @@ def test_without_the_image_text_loss_nothing_is_sent() -> None:
     events: list[str] = []
     engine = _Engine(support.tiny_model().train())
     losses = LossConfig(weights={"image_text": 0})  # type: ignore[arg-type]
-    train_step(
-        engine,
-        _batch(world),
-        banks=_banks(),
-        losses=losses,
-        dtype=torch.float32,
-        exchange=_Recorded(world, events),
-    )
+    _train(engine, _batch(world), _Recorded(world, events), losses=losses)
     assert events == []
 
 
