@@ -1,7 +1,20 @@
 """Pre-train vision-language models for multimodal entity and relation extraction.
 
 The folders follow the flow of the data: corpora, packing, data, prompts, models, losses, distributed,
-training, tracking. DESIGN.md draws the picture and gives the reason for each decision.
+training, tracking, extraction. DESIGN.md draws the picture and gives the reason for each decision.
 """
 
+import wrapt
+
 __version__ = "0.1.0"
+
+
+def _register(_: object) -> None:
+    from promptmeup.models.pretrained import register
+
+    register()
+
+
+# AutoModel learns of our models when both it and this package are imported, in whatever order; importing transformers
+# here would cost seconds in the many small processes that need none of it.
+wrapt.register_post_import_hook(_register, "transformers.models.auto.modeling_auto")

@@ -304,6 +304,8 @@ class RunState:
     """that this position lies in"""
     best: float = -1.0
     """best evaluation score so far"""
+    stale: int = 0
+    """evaluations since that one"""
     world_size: int = 1
     order: dict[str, int | str] = field(default_factory=dict)
     """all that the order of the data depends on (`order_version`, `fingerprint` of the corpus, `seed`, ...)"""

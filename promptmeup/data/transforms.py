@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as TF
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field, field_validator
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
@@ -60,8 +60,11 @@ class View:
     flip: bool = False
 
 
-def decode(data: bytes | memoryview) -> Tensor:
+def decode(data: bytes | memoryview, *, upright: bool = False) -> Tensor:
     """Decode an image file to uint8 RGB [3, height, width].
+
+    Args:
+        upright: turn it as its EXIF orientation says; photos in shards have been turned already.
 
     Raises:
         ValueError: neither torchvision nor Pillow, which knows more formats, can read `data`.
@@ -69,12 +72,15 @@ def decode(data: bytes | memoryview) -> Tensor:
     try:
         # a copy, because torch has no read-only tensors
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        pixels_CHW: Tensor = decode_image(encoded, mode=ImageReadMode.RGB)
+        pixels_CHW: Tensor = decode_image(
+            encoded, mode=ImageReadMode.RGB, apply_exif_orientation=upright
+        )
         return pixels_CHW
     except (RuntimeError, ValueError) as first:
         try:
             with Image.open(io.BytesIO(data)) as image:
-                pixels = np.array(image.convert("RGB"))
+                turned = ImageOps.exif_transpose(image) if upright else image
+                pixels = np.array(turned.convert("RGB"))
         except (OSError, SyntaxError, UnidentifiedImageError) as error:
             raise ValueError(f"not a readable image: {first}") from error
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

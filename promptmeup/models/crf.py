@@ -125,14 +125,19 @@ class ConditionalRandomField(nn.Module):
         self.register_buffer("forbidden_start_T", forbidden_start_T, persistent=False)
         self.register_buffer("forbidden_TT", forbidden_TT, persistent=False)
 
-    def forward(self, emissions_BLT: Tensor, tags_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    def forward(self, emissions_BLT: Tensor, tags_BL: Tensor | None, mask_BL: Tensor) -> Tensor:
         """Return each row's log-likelihood [B], 0 and without a gradient where the mask has no true place.
 
         Args:
             emissions_BLT: any floating type; may hold anything, NaN too, where the mask is false.
-            tags_BL: integers; may hold anything, such as -100, where the mask is false.
+            tags_BL: integers; may hold anything, such as -100, where the mask is false. None: nothing is scored, and
+                what is returned are the tags of `decode` [B, L], -1 where the mask is false.
             mask_BL: bool, the positions of the chain.
         """
+        if tags_BL is None:
+            rows = [torch.tensor(row, device=mask_BL.device) for row in self.decode(emissions_BLT, mask_BL)]
+            decoded_BL = torch.full_like(mask_BL, -1, dtype=torch.int64)
+            return decoded_BL.masked_scatter(mask_BL, torch.cat(rows).long())
         self._check(emissions_BLT, mask_BL)
         assert tags_BL.shape == mask_BL.shape, f"tags {tuple(tags_BL.shape)}, mask {tuple(mask_BL.shape)}"
         outside = tags_BL[mask_BL & ((tags_BL < 0) | (tags_BL >= len(self.labels)))]
@@ -172,7 +177,7 @@ class ConditionalRandomField(nn.Module):
     def decode(self, emissions_BLT: Tensor, mask_BL: Tensor) -> list[list[int]]:
         """Return each row's most probable tags that keep to BIO, one for every true place of its mask (Viterbi).
 
-        Outside of `forward`: at ZeRO-3 the parameters must have been gathered.
+        At ZeRO-3 call the module with tags None instead, so that its parameters are gathered.
         """
         self._check(emissions_BLT, mask_BL)
         order_BW, lengths_B = _chain(mask_BL)
@@ -197,6 +202,26 @@ class ConditionalRandomField(nn.Module):
             path.append(tags_B1)
         rows = torch.cat(path[::-1], dim=1).tolist()
         return [row[:length] for row, length in zip(rows, lengths_B.tolist(), strict=True)]
+
+    @torch.no_grad()
+    def log_partition(self, emissions_BLT: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return log Σ exp s(y) of each row [B] over the sequences that keep to BIO, 0 where the mask is nowhere true.
+
+        With emissions of -1e30 where a tag is ruled out, less that without them, it is the log-probability of what is
+        left: of an entity, that its words have its tags and the next word does not go on with it.
+        """
+        self._check(emissions_BLT, mask_BL)
+        order_BW, lengths_B = _chain(mask_BL)
+        valid_BW, last_BW = _places(order_BW.shape[1], lengths_B)
+        unary_BWT = _take(emissions_BLT, order_BW, valid_BW)
+        start_T, transitions_TT, end_T = self._scores(unary_BWT.dtype)
+        unary_BWT[:, 0] += start_T.masked_fill(self.forbidden_start_T, _FORBIDDEN)
+        unary_BWT += last_BW[..., None] * end_T
+        moves_BTT = transitions_TT.masked_fill(self.forbidden_TT, _FORBIDDEN).expand(len(mask_BL), -1, -1)
+        sums_B: Tensor = _LogPartition.apply(
+            unary_BWT.transpose(0, 1), moves_BTT, (lengths_B - 1).clamp(min=0)
+        )
+        return sums_B.where(lengths_B > 0, 0)
 
     def _scores(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         return self.start.to(dtype), self.transitions.to(dtype), self.end.to(dtype)

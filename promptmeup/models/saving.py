@@ -48,8 +48,12 @@ def save_model(
     save_file(tensors, temporary)
     temporary.replace(folder / "model.safetensors")
     tokenizer.save_pretrained(folder / "tokenizer")
-    description = {
-        "schema": _SCHEMA,
+    write_json(folder / "model.json", {"schema": _SCHEMA, **describe(model)})
+
+
+def describe(model: AlignmentModel) -> dict[str, Any]:
+    """Return JSON values from which `from_description` builds the model again, weights apart."""
+    return {
         "config": model.config.model_dump(mode="json"),
         "entity_width": model.entity_width,
         "relation_width": model.relation_width,
@@ -58,7 +62,25 @@ def save_model(
         "bert": model.bert_description,
         "vision": model.vision.description,
     }
-    write_json(folder / "model.json", description)
+
+
+def from_description(description: dict[str, Any]) -> AlignmentModel:
+    """Return the model with random weights; nothing of the original sources is read.
+
+    Raises:
+        ValidationError, KeyError: it describes no model of this version.
+    """
+    config = ModelConfig.model_validate_json(json.dumps(description["config"]), strict=True)
+    return AlignmentModel(
+        config,
+        bert=bert_from_description(description["bert"]),
+        vision=vision_from_description(config.vision, description["vision"]),
+        entity_width=description["entity_width"],
+        relation_width=description["relation_width"],
+        # models with projections were saved without them
+        num_entities=description.get("num_entities"),
+        num_relations=description.get("num_relations"),
+    )
 
 
 def load_model(folder: Path) -> AlignmentModel:
@@ -69,17 +91,7 @@ def load_model(folder: Path) -> AlignmentModel:
     """
     description = _read_description(folder)
     try:
-        config = ModelConfig.model_validate_json(json.dumps(description["config"]), strict=True)
-        model = AlignmentModel(
-            config,
-            bert=bert_from_description(description["bert"]),
-            vision=vision_from_description(config.vision, description["vision"]),
-            entity_width=description["entity_width"],
-            relation_width=description["relation_width"],
-            # models with projections were saved without them
-            num_entities=description.get("num_entities"),
-            num_relations=description.get("num_relations"),
-        )
+        model = from_description(description)
     except (ValidationError, KeyError) as error:
         raise WeightsError(
             f"{folder}/model.json does not describe a model of this version ({error}); train it again"

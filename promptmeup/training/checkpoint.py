@@ -8,20 +8,25 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from promptmeup.distributed.engine import load_engine, save_engine
 from promptmeup.distributed.world import World, barrier, broadcast_object
 from promptmeup.errors import CheckpointError
 from promptmeup.records import RunState
 from promptmeup.shard_format import write_atomically, write_json
 
 
-def save(engine: Any, *, run: Path, state: RunState, world: World, keep: int = 2) -> None:
+class Transfer(Protocol):
+    """Writes or reads this rank's part of folder/tag; called on every rank."""
+
+    def __call__(self, *, folder: Path, tag: str) -> None: ...
+
+
+def save(write: Transfer, *, run: Path, state: RunState, world: World, keep: int = 2) -> None:
     """Write a checkpoint of `state.step` and keep the newest `keep`; collective."""
     folder = run / "checkpoints"
     tag = f"step-{state.step:08d}"
-    save_engine(engine, folder=folder, tag=tag)
+    write(folder=folder, tag=tag)
     if world.rank == 0:
         write_json(folder / tag / "run_state.json", asdict(state))
     barrier(world)
@@ -50,8 +55,8 @@ def find_latest(run: Path, *, world: World) -> tuple[str, RunState] | None:
     return broadcast_object(found, world)
 
 
-def resume(engine: Any, *, run: Path, order: dict[str, int | str], world: World) -> RunState | None:
-    """Load the latest checkpoint into `engine` and return its state; None where there is none. Collective.
+def resume(read: Transfer, *, run: Path, order: dict[str, int | str], world: World) -> RunState | None:
+    """Let `read` load the latest checkpoint and return its state; None where there is none. Collective.
 
     Raises:
         CheckpointError: the checkpoint belongs to another data order or number of ranks.
@@ -77,5 +82,5 @@ def resume(engine: Any, *, run: Path, order: dict[str, int | str], world: World)
             f"the checkpoint {run / 'checkpoints' / tag} was written by {state.world_size} ranks and this run "
             f"has {world.size}; start it with {state.world_size} ranks"
         )
-    load_engine(engine, folder=run / "checkpoints", tag=tag)
+    read(folder=run / "checkpoints", tag=tag)
     return state

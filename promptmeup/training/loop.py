@@ -4,11 +4,23 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from promptmeup.errors import TrainingError
-from promptmeup.records import Batch, RunState
+from promptmeup.records import RunState
+
+
+class Named(Protocol):
+    """A batch, as far as the loop is concerned."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of its rows, for messages."""
+
+
+SomeBatch = TypeVar("SomeBatch", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -21,15 +33,15 @@ class Every:
 
 
 def fit(
-    step: Callable[[Batch, int], dict[str, Tensor]],
-    batches: Iterator[Batch],
+    step: Callable[[SomeBatch, int], dict[str, Tensor]],
+    batches: Iterator[SomeBatch],
     *,
     state: RunState,
     total_steps: int,
     global_batch: int,
     every: Every,
     log: Callable[[int, dict[str, float], float], None],
-    evaluate: Callable[[], None],
+    evaluate: Callable[[], bool],
     save: Callable[[], None],
     should_stop: Callable[[], bool],
 ) -> bool:
@@ -37,7 +49,7 @@ def fit(
 
     `step` gets a batch and the number of the update, and returns scalars on the device; they are read only
     where a line is logged, so that a GPU is never waited for in between. `log` gets the step, its values, and
-    the seconds since the line before.
+    the seconds since the line before. `evaluate` returns whether training may end here already.
 
     Raises:
         TrainingError: the loss is not finite; nothing is saved, the last checkpoint stays.
@@ -64,23 +76,26 @@ def fit(
             log(state.step, values, seconds)
             data_seconds, logged_step, logged_at = 0.0, state.step, time.perf_counter()
         if (is_last or (every.evaluate > 0 and state.step % every.evaluate == 0)) and not is_stopping:
-            evaluate()
+            is_last = evaluate() or is_last
+            is_saving = is_saving or is_last
         if is_saving:
             save()
         if is_stopping and not is_last:
             return False
+        if is_last:
+            return True
         if is_saving or (every.evaluate > 0 and state.step % every.evaluate == 0):
             # evaluating and saving are not training: keep them out of the next pairs per second
             data_seconds, logged_step, logged_at = 0.0, state.step, time.perf_counter()
     return True
 
 
-def check_finite(values: dict[str, float], *, batch: Batch, step: int) -> None:
+def check_finite(values: dict[str, float], *, batch: Named, step: int) -> None:
     """Raise where a loss is NaN or infinite, naming the terms and the batch's keys."""
     wrong = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
     if wrong:
         raise TrainingError(
-            f"step {step}: {', '.join(wrong)}; this rank's images: {' '.join(batch.keys[:8])}"
+            f"step {step}: {', '.join(wrong)}; this rank's rows: {' '.join(batch.keys[:8])}"
             f"{' ...' if len(batch.keys) > 8 else ''}. The last checkpoint is untouched; "
-            "lower optim.lr, or look at these images, and start again to resume"
+            "lower optim.lr, or look at these rows, and start again to resume"
         )

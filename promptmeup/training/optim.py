@@ -1,6 +1,7 @@
 """AdamW's parameter groups and the learning rate as a pure function of the step."""
 
 import math
+from collections.abc import Container, Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,15 +11,9 @@ from torch import nn
 from promptmeup.config import Config
 
 
-class OptimConfig(Config):
-    """AdamW with warm-up and decay."""
+class Schedule(Config):
+    """AdamW's constants, warm-up and decay."""
 
-    lr: float = Field(default=5e-4, gt=0)
-    """peak learning rate of the newly made parts (projections, heads)"""
-    backbone_lr: float = Field(default=5e-5, gt=0)
-    """peak learning rate of encoders that start from given weights"""
-    weight_decay: float = Field(default=0.02, ge=0)
-    """on matrices; never on biases, norms, temperatures and other vectors"""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = Field(default=1e-6, gt=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
@@ -28,32 +23,54 @@ class OptimConfig(Config):
     """share of the peak that is left at the last step"""
 
 
-def parameter_groups(
-    model: nn.Module, *, backbones: list[nn.Module], config: OptimConfig
+class OptimConfig(Schedule):
+    """AdamW with warm-up and decay."""
+
+    lr: float = Field(default=5e-4, gt=0)
+    """peak learning rate of the newly made parts (projections, heads)"""
+    backbone_lr: float = Field(default=5e-5, gt=0)
+    """peak learning rate of encoders that start from given weights"""
+    weight_decay: float = Field(default=0.02, ge=0)
+    """on matrices; never on biases, norms, temperatures and other vectors"""
+
+
+def grouped(
+    model: nn.Module,
+    *,
+    rates: Mapping[int, float],
+    weight_decay: float,
+    undecayed: Container[int] = frozenset(),
 ) -> list[dict[str, Any]]:
-    """Return AdamW's groups: (backbone or new) x (decayed or not).
+    """Return AdamW's groups, one for each (rate, decayed or not); vectors and what is in `undecayed` are not decayed.
 
     Every trainable parameter is in exactly one group and frozen ones in none; asserted, because a group
     chosen by a wrong name is a part that silently never trains.
+
+    Args:
+        rates: id of a parameter -> its peak learning rate.
     """
-    of_backbones = {id(p) for module in backbones for p in module.parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            place = (id(parameter) in of_backbones, parameter.ndim >= 2)
-            groups.setdefault(place, []).append(parameter)
+            is_decayed = parameter.ndim >= 2 and id(parameter) not in undecayed
+            groups.setdefault((rates[id(parameter)], is_decayed), []).append(parameter)
     result: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            "lr": config.backbone_lr if is_backbone else config.lr,
-            "weight_decay": config.weight_decay if is_decayed else 0.0,
-        }
-        for (is_backbone, is_decayed), parameters in sorted(groups.items())
+        {"params": parameters, "lr": rate, "weight_decay": weight_decay if is_decayed else 0.0}
+        for (rate, is_decayed), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], item[0][1]))
     ]
-    grouped = [id(p) for group in result for p in group["params"]]
+    in_groups = [id(p) for group in result for p in group["params"]]
     trainable = [id(p) for p in model.parameters() if p.requires_grad]
-    assert sorted(grouped) == sorted(trainable), "a trainable parameter is in no group, or in two"
+    assert sorted(in_groups) == sorted(trainable), "a trainable parameter is in no group, or in two"
     return result
+
+
+def parameter_groups(
+    model: nn.Module, *, backbones: list[nn.Module], config: OptimConfig
+) -> list[dict[str, Any]]:
+    """Return AdamW's groups of pre-training: (new or backbone) x (decayed or not)."""
+    rates = {id(p): config.lr for p in model.parameters()}
+    rates |= {id(p): config.backbone_lr for module in backbones for p in module.parameters()}
+    return grouped(model, rates=rates, weight_decay=config.weight_decay)
 
 
 def build_optimizer(
@@ -65,7 +82,7 @@ def build_optimizer(
     return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=fused)
 
 
-def rate_scale(step: int, *, total_steps: int, config: OptimConfig) -> float:
+def rate_scale(step: int, *, total_steps: int, config: Schedule) -> float:
     """Return the factor on every peak rate for the update number `step` (0-based) of `total_steps`."""
     warmup_steps = round(config.warmup * total_steps)
     if step < warmup_steps:

@@ -22,7 +22,14 @@ from promptmeup.data.settings import DataConfig
 from promptmeup.data.sources import Sources, shares_of
 from promptmeup.data.text import TextTokenizer
 from promptmeup.distributed.collectives import WorldExchange
-from promptmeup.distributed.engine import EngineConfig, build_engine, compute_dtype, full_weights
+from promptmeup.distributed.engine import (
+    EngineConfig,
+    build_engine,
+    compute_dtype,
+    full_weights,
+    load_engine,
+    save_engine,
+)
 from promptmeup.distributed.world import World, agree, highest, join, leave, ranks_on_node, share_cores
 from promptmeup.errors import ConfigError, TrainingError
 from promptmeup.losses.total import LossConfig
@@ -167,7 +174,8 @@ def train(config: PretrainConfig, world: World) -> bool:
         batch=config.global_batch // world.size,
         world=world,
     )
-    state = checkpoint.resume(engine, run=config.out, order=sources.identity, world=world) or RunState(
+    read, write = partial(load_engine, engine), partial(save_engine, engine)
+    state = checkpoint.resume(read, run=config.out, order=sources.identity, world=world) or RunState(
         world_size=world.size, order=sources.identity
     )
     pairs_left = (config.epochs or 0) * stream.num_pairs - state.pairs_consumed
@@ -233,9 +241,9 @@ def train(config: PretrainConfig, world: World) -> bool:
         if verdict:
             tracker.event("stall", number, verdict=verdict)
 
-    def evaluate() -> None:
+    def evaluate() -> bool:
         if val is None:
-            return
+            return False
         found = measure(val)
         tracker.evaluation(state.step, found)
         for warning in watch.evaluation(found):
@@ -243,10 +251,11 @@ def train(config: PretrainConfig, world: World) -> bool:
         if found["mean_recall"] > state.best:
             state.best = found["mean_recall"]
             _export(engine, config.out / "best", model=model, tokenizer=hf_tokenizer, world=world)
+        return False
 
     def save() -> None:
         state.epoch = stream.epoch(state.pairs_consumed)
-        checkpoint.save(engine, run=config.out, state=state, world=world, keep=config.keep_checkpoints)
+        checkpoint.save(write, run=config.out, state=state, world=world, keep=config.keep_checkpoints)
         tracker.event("checkpoint", state.step, folder=str(config.out / "checkpoints"))
 
     tracker = Tracker.off()

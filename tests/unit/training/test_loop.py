@@ -94,7 +94,7 @@ def test_a_signal_on_the_last_step_still_finishes() -> None:
 
 def test_not_a_number_stops_before_it_is_saved() -> None:
     run = Recorder(nan_at=5)
-    with pytest.raises(TrainingError, match=r"step 5: loss/total = nan; this rank's images: aa bb"):
+    with pytest.raises(TrainingError, match=r"step 5: loss/total = nan; this rank's rows: aa bb"):
         run.fit(7, Every(log=100, evaluate=0, save=5))
     assert ("save", 5) not in run.events
 
