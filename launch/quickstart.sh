@@ -40,6 +40,7 @@ cat <<END
 
 Done in $((SECONDS - begin)) s. The best that anybody could score is in quickstart/corpus/ceiling.json.
   quickstart/corpus          the raw corpus, laid out as VisualNews + NewsCLIPpings
+                             extraction/: sentences with images for fine-tuning, entities and relations
   quickstart/packed          WebDataset shards with boxes, entities and soft labels
   quickstart/runs/teacher    dual encoder: journal.jsonl, curves.png, checkpoints/, model/, best/
   quickstart/runs/student    the pre-trained model, the same files

@@ -6,6 +6,7 @@
     OUT/news_clippings/data/merged_balanced/{train,val}.json
     OUT/truth.jsonl                         what each image shows: entities, which box is whom, relations
     OUT/ceiling.json                        the best retrieval that can be had on val (synthetic_ceiling.py)
+    OUT/extraction/                         two corpora for fine-tuning, of the same world (synthetic_extraction.py)
 
 The same configuration gives the same bytes; the only other input is Pillow's version, for the JPEGs.
 """
@@ -14,15 +15,17 @@ import json
 import random
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from promptmeup.config import Config
 from promptmeup.corpora import synthetic_looks as looks
 from promptmeup.corpora import synthetic_names as names
 from promptmeup.corpora.newsclippings import ANNOTATIONS, ORIGIN, RECORDS
 from promptmeup.corpora.synthetic_ceiling import Told, retrieval_ceiling
+from promptmeup.corpora.synthetic_extraction import ExtractionSizes, write_extraction
+from promptmeup.corpora.synthetic_files import box_entry, object_entry, write_lines, write_text
 from promptmeup.corpora.synthetic_news import News, annotations, records, write_news
 from promptmeup.corpora.synthetic_scene import Drawn, draw_scene
 from promptmeup.corpora.synthetic_world import World, create_world
@@ -52,6 +55,20 @@ class SyntheticConfig(Config):
     """width and height in pixels"""
     falsified: bool = True
     """show every caption a second time, with an image of the same split that it is not true of"""
+    extraction: ExtractionSizes = ExtractionSizes()
+    """the two corpora for fine-tuning, under OUT/extraction"""
+
+    @model_validator(mode="after")
+    def _others_for_posts(self) -> Self:
+        """A sentence's other reading needs others of the kind: an event that is not the one meant."""
+        least = {"num_people": 3, "num_organisations": 2, "num_places": 2, "num_events": 2}
+        small = [f"{name}={getattr(self, name)}" for name, low in least.items() if getattr(self, name) < low]
+        if any(self.extraction.by_split().values()) and small:
+            raise ValueError(
+                f"the world is too small for the extraction corpora ({', '.join(small)}): they need 3 people and 2 of "
+                "every other kind; or set extraction.num_train, extraction.num_val and extraction.num_test to 0"
+            )
+        return self
 
 
 def generate(config: SyntheticConfig) -> None:
@@ -85,11 +102,13 @@ def generate(config: SyntheticConfig) -> None:
     try:
         _claim(config, world)
         _write_images(config, world, news)
-        _write_text(config.out / RECORDS, json.dumps([record for item in news for record in records(item)]))
+        write_text(config.out / RECORDS, json.dumps([record for item in news for record in records(item)]))
         write_json(config.out / "ceiling.json", _ceiling(by_split["val"]))
         for split, content in pairs.items():
             file = config.out / ANNOTATIONS / SUBSET / f"{split}.json"
-            _write_text(file, json.dumps({"source_datasets": ["synthetic_random"], "annotations": content}))
+            write_text(file, json.dumps({"source_datasets": ["synthetic_random"], "annotations": content}))
+        folder = config.out / "extraction"
+        write_extraction(folder, world, config.extraction, seed=config.seed, image_size=config.image_size)
     except OSError as error:
         raise CorpusError(f"cannot write the synthetic world to {config.out}: {error}") from error
 
@@ -103,10 +122,10 @@ def _write_images(config: SyntheticConfig, world: World, news: list[News]) -> No
         rng = random.Random(f"{config.seed}/image/{item.number}")
         jpeg, objects = draw_scene(item.facts, rng, size=config.image_size)
         path.write_bytes(jpeg)
-        boxes.append({"image_path": item.path, "boxes": [_box(drawn) for drawn in objects]})
+        boxes.append({"image_path": item.path, "boxes": [box_entry(drawn) for drawn in objects]})
         truth.append(_truth(world, item, objects))
-    _write_lines(config.out / BOXES, boxes)
-    _write_lines(config.out / "truth.jsonl", truth)
+    write_lines(config.out / BOXES, boxes)
+    write_lines(config.out / "truth.jsonl", truth)
 
 
 def _ceiling(news: list[News]) -> dict[str, Any]:
@@ -150,30 +169,15 @@ def _describe(world: World) -> dict[str, Any]:
     return {**asdict(world), "people": people}
 
 
-def _box(drawn: Drawn) -> dict[str, Any]:
-    x0, y0, x1, y1 = drawn.box
-    return {"x0": x0, "y0": y0, "x1": x1, "y1": y1, "label": drawn.kind, "score": 1.0}
-
-
 def _truth(world: World, item: News, objects: tuple[Drawn, ...]) -> dict[str, Any]:
-    by_kind = {"person": world.people, "organisation": world.organisations, "event": world.events}
     return {
         "image_path": item.path,
         "split": item.split,
         "entities": world.entities(item.facts),
-        "objects": [{**_box(drawn), "entity": by_kind[drawn.kind][drawn.number]} for drawn in objects],
+        "objects": [object_entry(world, drawn) for drawn in objects],
         "relations": [asdict(relation) for relation in world.relations(item.facts)],
         "captions": [
             {"id": record_id, "text": caption.text, "mentions": sorted(caption.names)}
             for record_id, caption in enumerate(item.captions, start=item.first_id)
         ],
     }
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _write_lines(path: Path, values: list[dict[str, Any]]) -> None:
-    _write_text(path, "\n".join(json.dumps(value, sort_keys=True) for value in values))

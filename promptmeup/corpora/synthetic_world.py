@@ -2,13 +2,20 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from promptmeup.corpora import synthetic_names as names
 
 Kind = Literal["person", "organisation", "place", "event"]
+
+
+class Entity(NamedTuple):
+    """One of the world's; `number` is its position in the list of its kind."""
+
+    kind: Kind
+    number: int
 
 
 @dataclass(frozen=True)
@@ -16,11 +23,21 @@ class Facts:
     """What one image shows; numbers are positions in the world's lists."""
 
     people: tuple[int, ...]
-    """one person, or two who are related"""
+    """in the news one person, or two who are related; downstream nobody to two"""
     organisation: int | None
-    """the first person's, if its banner is in the image"""
+    """whose banner is in the image, if any: in the news the first person's"""
     place: int
     event: int
+
+    def exchange(self, shown: Entity, other: int | None) -> "Facts":
+        """Return the facts with entity `other` of the same kind, or None of it, in the place of `shown`."""
+        if shown.kind == "person":
+            people = [other if person == shown.number else person for person in self.people]
+            return replace(self, people=tuple(person for person in people if person is not None))
+        if shown.kind == "organisation":
+            return replace(self, organisation=other)
+        assert other is not None, "every image has a place and an event"
+        return replace(self, place=other) if shown.kind == "place" else replace(self, event=other)
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,23 @@ class World:
     places: tuple[str, ...]
     events: tuple[str, ...]
 
+    def by_kind(self) -> dict[Kind, tuple[str, ...]]:
+        """Return the names of each kind."""
+        return {
+            "person": self.people,
+            "organisation": self.organisations,
+            "place": self.places,
+            "event": self.events,
+        }
+
+    def name(self, entity: Entity) -> str:
+        return self.by_kind()[entity.kind][entity.number]
+
+    def draw_entity(self, kind: Kind, rng: random.Random, *, besides: tuple[int, ...] = ()) -> Entity:
+        """Return a random entity of `kind`, none of those numbered `besides`."""
+        numbers = [number for number in range(len(self.by_kind()[kind])) if number not in besides]
+        return Entity(kind, rng.choice(numbers))
+
     def employer(self, person: int) -> int:
         """Return the organisation that the person is a member of."""
         return person % len(self.organisations)
@@ -73,7 +107,7 @@ class World:
         found = [Relation(event, *names.RELATIONS["location"], place)]
         for person in facts.people:
             found.append(Relation(self.people[person], *names.RELATIONS["participant"], event))
-            if facts.organisation is not None:
+            if facts.organisation == self.employer(person):
                 organisation = self.organisations[facts.organisation]
                 found.append(Relation(self.people[person], *names.RELATIONS["member"], organisation))
             for other, relation in self.relatives(person).items():

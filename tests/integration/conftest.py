@@ -8,6 +8,7 @@ import pytest
 
 from promptmeup.config import load
 from promptmeup.corpora.synthetic import SyntheticConfig, generate
+from promptmeup.corpora.synthetic_extraction import ExtractionSizes
 from promptmeup.packing.pack import pack
 from promptmeup.packing.settings import PackConfig
 from promptmeup.training.label import LabelRunConfig, label
@@ -56,7 +57,13 @@ def train_on_rank(world: Any, config: PretrainConfig) -> bool:
 def news_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("news_world")
     generate(
-        SyntheticConfig(out=folder / "corpus", num_train_images=60, num_val_images=21, captions_per_image=2)
+        SyntheticConfig(
+            out=folder / "corpus",
+            num_train_images=60,
+            num_val_images=21,
+            captions_per_image=2,
+            extraction=ExtractionSizes(num_train=0, num_val=0, num_test=0),
+        )
     )
     pack(
         load(

@@ -17,7 +17,8 @@ from promptmeup.config import load
 from promptmeup.corpora import synthetic_looks as looks
 from promptmeup.corpora import synthetic_names as names
 from promptmeup.corpora.newsclippings import NewsClippingsConfig, samples, splits
-from promptmeup.corpora.synthetic import BOXES, SyntheticConfig, generate
+from promptmeup.corpora.synthetic import BOXES, MARKER, SyntheticConfig, generate
+from promptmeup.corpora.synthetic_extraction import ExtractionSizes
 from promptmeup.corpora.synthetic_world import create_world
 from promptmeup.errors import ConfigError, CorpusError
 from promptmeup.records import Reject, Sample
@@ -25,12 +26,16 @@ from promptmeup.shard_format import image_key
 
 ROOT = Path(__file__).parents[3]
 ORIGIN = Path("visual_news/origin")
+NEWS_ALONE = ExtractionSizes(num_train=0, num_val=0, num_test=0)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> SyntheticConfig:
     config = SyntheticConfig(
-        out=tmp_path_factory.mktemp("world") / "new", num_train_images=400, num_val_images=100
+        out=tmp_path_factory.mktemp("world") / "new",
+        num_train_images=400,
+        num_val_images=100,
+        extraction=NEWS_ALONE,
     )
     generate(config)
     return config
@@ -66,17 +71,38 @@ def test_more_entities_than_looks_or_names_is_refused() -> None:
 
 
 def test_the_same_configuration_gives_the_same_bytes(tmp_path: Path) -> None:
-    small = {"num_train_images": 12, "num_val_images": 6, "image_size": (96, 64)}
+    sizes = ExtractionSizes(num_train=8, num_val=4, num_test=4)
+    small = {"num_train_images": 12, "num_val_images": 6, "image_size": (96, 64), "extraction": sizes}
     for name in ("a", "b"):
         generate(SyntheticConfig(out=tmp_path / name, **small))
     first = digests(tmp_path / "a")
-    assert len(first) == 18 + 7
+    assert len(first) == (18 + 7) + 2 * (16 + 3) + 2
     assert digests(tmp_path / "b") == first
     (tmp_path / "a" / "truth.jsonl").write_text("stopped half-way")
     generate(SyntheticConfig(out=tmp_path / "a", **small))
     assert digests(tmp_path / "a") == first
     generate(SyntheticConfig(out=tmp_path / "c", seed=1, **small))
     assert all(digests(tmp_path / "c")[name] != digest for name, digest in first.items() if ".jpg" in name)
+
+
+def test_the_news_of_a_seed_are_what_they_always_were(tmp_path: Path) -> None:
+    """Packed corpora, soft labels and runs name them by hash. Pillow's JPEGs are left out."""
+    small = {"num_train_images": 12, "num_val_images": 6, "image_size": (96, 64)}
+    sizes = ExtractionSizes(num_train=4, num_val=0, num_test=2)
+    generate(SyntheticConfig(out=tmp_path / "alone", extraction=NEWS_ALONE, **small))
+    generate(SyntheticConfig(out=tmp_path / "both", extraction=sizes, **small))
+    alone, both = digests(tmp_path / "alone"), digests(tmp_path / "both")
+    news = {name: digest for name, digest in alone.items() if name != MARKER}
+    assert news == {name: both[name] for name in news}
+    assert {name[:10] for name in both.keys() - alone.keys()} == {"extraction"}
+    assert {name: digest[:16] for name, digest in news.items() if ".jpg" not in name} == {
+        "ceiling.json": "7a5892015e6a3e61",
+        "news_clippings/data/merged_balanced/train.json": "7496278030383193",
+        "news_clippings/data/merged_balanced/val.json": "71473fdbc0b5c348",
+        "truth.jsonl": "09f6f934710102d2",
+        "visual_news/origin/boxes.jsonl": "cba1462abaa01dd5",
+        "visual_news/origin/data.json": "e6503a2dbdcdda97",
+    }
 
 
 def test_every_python_makes_the_same_world() -> None:
@@ -105,7 +131,13 @@ def test_another_world_is_never_overwritten(world: SyntheticConfig) -> None:
 
 def test_a_world_too_small_to_falsify_says_so(tmp_path: Path) -> None:
     tiny = SyntheticConfig(
-        out=tmp_path / "tiny", num_people=2, num_places=1, num_events=1, num_train_images=2, num_val_images=2
+        out=tmp_path / "tiny",
+        num_people=2,
+        num_places=1,
+        num_events=1,
+        num_train_images=2,
+        num_val_images=2,
+        extraction=NEWS_ALONE,
     )
     with pytest.raises(CorpusError, match=r"all 2 images .*falsified=false"):
         generate(tiny)
