@@ -1,6 +1,5 @@
 """A pre-training run, built where everyone can see it: data, model, engine, loop, in adjacent lines."""
 
-import hashlib
 import math
 import os
 import sys
@@ -46,6 +45,7 @@ from promptmeup.training import checkpoint
 from promptmeup.training.evaluation import evaluate_retrieval
 from promptmeup.training.loop import Every, fit
 from promptmeup.training.optim import OptimConfig, build_optimizer, rate_scale, set_rates
+from promptmeup.training.seeds import step_seed
 from promptmeup.training.signals import SAVED_EXIT_CODE, StopFlag
 from promptmeup.training.stall import StallMeter
 from promptmeup.training.step import train_step
@@ -129,12 +129,6 @@ def choose_labels(split: Path, name: str | None) -> Path:
             f"{split} has {len(found)} sets of soft labels ({', '.join(names)}): choose one with data.labels=NAME"
         )
     return labels_folder(split, name) if name is not None else found[0]
-
-
-def step_seed(seed: int, *, step: int, rank: int) -> int:
-    """Return the seed of one rank's random numbers in one step, so that resuming needs no saved state."""
-    text = f"{seed} {step} {rank}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def pretrain(config: PretrainConfig) -> None:

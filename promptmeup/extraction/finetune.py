@@ -1,0 +1,145 @@
+"""Fine-tuning with one or several seeds, and what all of them say together."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from promptmeup.distributed.accelerated import join_accelerator
+from promptmeup.distributed.world import World, barrier, broadcast_object, leave
+from promptmeup.errors import CheckpointError
+from promptmeup.extraction.seed_run import FinetuneConfig, train_seed
+from promptmeup.shard_format import write_json
+from promptmeup.tracking.console import table
+from promptmeup.training.signals import SAVED_EXIT_CODE, StopFlag
+
+_SHOWN = ("f1", "precision", "recall", "strict_f1", "accuracy")
+
+
+def finetune(config: FinetuneConfig) -> None:
+    """Run `config` on this process's share of the world; goes on by itself where an earlier start stopped."""
+    stop = StopFlag()
+    accelerator, world = join_accelerator(
+        precision=config.precision, batch=config.batch, clipping=config.optim.gradient_clipping
+    )
+    try:
+        results = []
+        for seed in config.seeds:
+            folder = config.out / f"seed-{seed}"
+            result = _finished(config, seed, folder, world) or train_seed(
+                config, seed=seed, folder=folder, accelerator=accelerator, world=world, stop=stop
+            )
+            if result is None:
+                sys.exit(SAVED_EXIT_CODE)
+            results.append(result)
+        if world.is_main:
+            _summarise(config.out, results)
+        barrier(world)
+    finally:
+        leave()
+
+
+def _finished(config: FinetuneConfig, seed: int, folder: Path, world: World) -> dict[str, Any] | None:
+    """Return the result of a seed that is done, None where there is something left to do. Collective.
+
+    Raises:
+        CheckpointError: the folder has a run with other settings.
+    """
+    earlier, result = broadcast_object(_look(folder), world)
+    now = _identity(config, seed)
+    if earlier is not None and earlier != now:
+        raise CheckpointError(
+            f"{folder} holds a run with other settings ({'; '.join(_changed(earlier, now))}): choose another out=, "
+            "or delete the folder to begin again"
+        )
+    if earlier is None and world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "identity.json", now)
+    return result
+
+
+def _look(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    identity, result = folder / "identity.json", folder / "result.json"
+    return (
+        json.loads(identity.read_text(encoding="utf-8")) if identity.exists() else None,
+        json.loads(result.read_text(encoding="utf-8")) if result.exists() else None,
+    )
+
+
+def _identity(config: FinetuneConfig, seed: int) -> dict[str, Any]:
+    """Return all that the result of one seed depends on, as it is read back from JSON."""
+    left_out = {"out", "tracking", "seeds", "evaluation_batch", "save_every"}
+    chosen = config.model_dump(mode="json", exclude=left_out)
+    del chosen["data"]["workers"]
+    return {**chosen, "seed": seed}
+
+
+def _changed(earlier: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name in dict.fromkeys([*earlier, *now]):
+        old, new = earlier.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            names += _changed(old, new, f"{prefix}{name}.")
+        elif old != new:
+            names.append(f"{prefix}{name} was {old!r} and is {new!r}")
+    return names
+
+
+def _summarise(out: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Write out/result.json with mean and standard deviation over the seeds, link best/, print a table."""
+    splits = {}
+    rows = []
+    for split in results[0]["splits"]:
+        found = [result["splits"][split] for result in results]
+        names = [name for name, value in found[0].items() if isinstance(value, float)]
+        numbers = {name: spread([result.get(name, 0.0) for result in found]) for name in names}
+        same = ("sentences", "cut_words", "images", "broken_tags", "labels_sha256")
+        splits[split] = {"scores": numbers} | {name: found[0][name] for name in same}
+        rows.append(
+            {"split": split, "sentences": found[0]["sentences"], "without photo": _without_photo(found[0])}
+            | {name: percent(numbers[name]) for name in _SHOWN if name in numbers}
+        )
+    write_json(
+        out / "result.json",
+        {
+            "task": results[0]["task"],
+            "seeds": [result["seed"] for result in results],
+            "val_f1": spread([result["val_f1"] for result in results]),
+            "best_epochs": [result["best_epoch"] for result in results],
+            "train_sentences": results[0]["train_sentences"],
+            "splits": splits,
+        },
+    )
+    winner = max(results, key=lambda result: result["val_f1"])
+    link = out / "best"
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path(f"seed-{winner['seed']}") / "best", target_is_directory=True)
+    seeds = f"{len(results)} seeds, mean ± standard deviation" if len(results) > 1 else f"seed {results[0]['seed']}"
+    print(f"{out}: {results[0]['task']}, {seeds}, in percent; best epoch by F1 on val")
+    if rows:
+        print(table(rows))
+    for split, found in splits.items():
+        digests = ", ".join(f"{name} {digest[:12]}" for name, digest in found["labels_sha256"].items())
+        print(f"labels of {split} (SHA-256): {digests}")
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean and sample standard deviation (0 for one value), and the values."""
+    return {
+        "mean": round(fmean(values), 6),
+        "std": round(stdev(values), 6) if len(values) > 1 else 0.0,
+        "values": list(values),
+    }
+
+
+def percent(found: dict[str, Any]) -> str:
+    """Return "71.2 ± 0.4" of a spread of fractions; without ± where there is one value."""
+    text = f"{100 * found['mean']:.2f}"
+    return text if len(found["values"]) == 1 else f"{text} ± {100 * found['std']:.2f}"
+
+
+def _without_photo(result: dict[str, Any]) -> int:
+    images = result["images"]
+    return int(result["sentences"] if not images["used"] else result["sentences"] - images["sentences_with_image"])

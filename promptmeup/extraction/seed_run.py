@@ -1,0 +1,285 @@
+"""One seed of a fine-tuning: start, data, model, optimizer, loop, report, in adjacent lines."""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from pydantic import Field
+from torch import Tensor
+
+from promptmeup.config import Config
+from promptmeup.distributed.accelerated import whole_weights
+from promptmeup.distributed.world import World, agree, barrier, broadcast_object
+from promptmeup.extraction.batches import (
+    ExtractionBatch,
+    evaluation_rows,
+    load,
+    steps_per_epoch,
+    training_rows,
+)
+from promptmeup.extraction.data import ExtractionData
+from promptmeup.extraction.examples import Example
+from promptmeup.extraction.folder import load_finetuned, save_finetuned
+from promptmeup.extraction.inference import Prediction, model_inputs, predict
+from promptmeup.extraction.metrics import flat
+from promptmeup.extraction.optim import FinetuneOptimConfig, build_optimizer
+from promptmeup.extraction.report import score, write_report
+from promptmeup.extraction.start import EncodersConfig, Start, open_start
+from promptmeup.extraction.task import Split, TaskData, open_task
+from promptmeup.models.extraction import EntityConfig, EntityModel, RelationConfig, RelationModel
+from promptmeup.records import RunState
+from promptmeup.shard_format import write_json
+from promptmeup.tracking.mlflow_run import run_id
+from promptmeup.tracking.provenance import environment
+from promptmeup.tracking.settings import TrackedDataset, TrackingConfig
+from promptmeup.tracking.tracker import Tracker
+from promptmeup.training import checkpoint
+from promptmeup.training.loop import Every, fit
+from promptmeup.training.optim import rate_scale, set_rates
+from promptmeup.training.seeds import step_seed
+from promptmeup.training.signals import StopFlag
+
+
+class FinetuneConfig(Config):
+    """Fine-tuning on one corpus, with one or several seeds."""
+
+    out: Path
+    """folder: seed-N/ for each seed, result.json about all of them, best/ of the best one"""
+    model: str
+    """what to start from: a pre-training run, its best/ or model/, an exported or fine-tuned model, or a BERT (a folder,
+    "package:NAME" or a hub name), which `encoders` goes with"""
+    encoders: EncodersConfig = EncodersConfig()
+    data: ExtractionData
+    none: str = "None"
+    """the relation that says that there is none, left out of precision, recall and F1"""
+    optim: FinetuneOptimConfig = FinetuneOptimConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    epochs: int = Field(ge=1)
+    """at most; an epoch sees each training sentence once"""
+    patience: int = Field(default=0, ge=0)
+    """stop after this many epochs without a better F1 on val; 0: never"""
+    batch: int = Field(default=32, gt=0)
+    """sentences a step in the world"""
+    evaluation_batch: int = Field(default=64, gt=0)
+    """sentences of a rank at once in evaluations"""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """before the head"""
+    seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
+    """a run each: order, dropout, head and, unless data.subset_seed is given, the subset"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """of forward and backward passes; auto: bf16 on a GPU, fp32 on a CPU"""
+    save_every: int = Field(default=0, ge=0)
+    """steps between two checkpoints, besides those after each epoch"""
+
+
+def train_seed(
+    config: FinetuneConfig,
+    *,
+    seed: int,
+    folder: Path,
+    accelerator: Accelerator,
+    world: World,
+    stop: StopFlag,
+) -> dict[str, Any] | None:
+    """Train, evaluate the best model and return the result; None when a signal stopped it, after saving. Collective."""
+    torch.manual_seed(seed)  # every rank starts from the same head
+    start = open_start(config.model, encoders=config.encoders, text_only=config.data.text_only)
+    vision = start.encoder.vision
+    image_size = start.description["vision_config"]["image_size"] if vision else None
+    data = open_task(
+        config.data, tokenizer=start.tokenizer, none=config.none, image_size=image_size, seed=seed
+    )
+    model = build(config, start, data)
+    optimizer = build_optimizer(model, config=config.optim)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    vision = model.encoder.vision
+
+    identity: dict[str, int | str] = {"seed": seed, "batch": config.batch, "sentences": len(data.train)}
+    state = checkpoint.resume(
+        lambda *, folder, tag: accelerator.load_state(str(folder / tag)), run=folder, order=identity, world=world
+    ) or RunState(world_size=world.size, order=identity)
+    per_epoch = steps_per_epoch(len(data.train), config.batch)
+    total_steps = config.epochs * per_epoch
+    share = {"rank": world.rank, "size": world.size}
+    order = training_rows(
+        len(data.train), batch=config.batch, seed=seed, start=state.step, stop=total_steps, **share
+    )
+    workers = 0 if data.pictures is None else config.data.workers
+    batches = load(data.rows(data.train), order, workers=workers, pin=world.device.type == "cuda")
+
+    def step(batch: ExtractionBatch, number: int) -> dict[str, Tensor]:
+        torch.manual_seed(step_seed(seed, step=number, rank=world.rank))
+        scale = rate_scale(number, total_steps=total_steps, config=config.optim)
+        set_rates(optimizer, peaks=peaks, scale=scale)
+        batch = batch.to(world.device)
+        loss = wrapped(**model_inputs(batch, vision), weights=batch.weights_B).loss
+        accelerator.backward(loss)
+        found = {"loss": accelerator.reduce(loss.detach(), "mean"), "lr": torch.tensor(max(peaks) * scale)}
+        if config.optim.gradient_clipping > 0:
+            norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.gradient_clipping)
+            found |= {} if norm is None else {"gradient_norm": torch.as_tensor(norm)}
+        optimizer.step()
+        optimizer.zero_grad()
+        return found
+
+    def log(number: int, metrics: dict[str, float], seconds: float) -> None:  # noqa: ARG001
+        # what the loop counts as pairs are sentences here
+        speed = {"sentences_per_second": metrics.pop("pairs_per_second")}
+        tracker.step(number, metrics | speed | {"epoch": number / per_epoch})
+
+    def predictions(of: Any, examples: Sequence[Example], *, scores: bool = False) -> list[Prediction]:
+        mine = predict(
+            of,
+            examples,
+            rows=data.rows(examples),
+            order=evaluation_rows(len(examples), batch=config.evaluation_batch, **share),
+            labels=data.labels,
+            vision=vision,
+            crf=of.crf if scores and data.task == "entities" else None,
+            device=world.device,
+            workers=workers,
+        )
+        everyone = sorted(gather_object(mine) if world.size > 1 else mine, key=lambda pair: pair[0])
+        assert [position for position, _ in everyone] == list(range(len(examples)))
+        return [prediction for _, prediction in everyone]
+
+    def evaluate() -> bool:
+        scores = flat(score(predictions(wrapped, data.val.examples), none=data.none))
+        state.epoch = state.step // per_epoch
+        tracker.evaluation(state.step, {f"val/{name}": value for name, value in scores.items()})
+        state.stale += 1
+        if scores["f1"] > state.best:
+            state.best, state.stale = scores["f1"], 0
+            weights = whole_weights(accelerator, wrapped, world=world)
+            if world.is_main:
+                model.config.source |= {"epoch": state.epoch, "val_f1": round(state.best, 6)}
+                save_finetuned(folder / "best", model, state=weights, tokenizer=start.tokenizer)
+        return is_enough()
+
+    def is_enough() -> bool:
+        return 0 < config.patience <= state.stale
+
+    def write(*, folder: Path, tag: str) -> None:
+        accelerator.save_state(str(folder / tag))
+
+    tracker = Tracker.off()
+    if world.is_main:
+        tracker = Tracker(folder, config=config.tracking, total_steps=total_steps)
+    with tracker:
+        tracker.start(
+            config=config.model_copy(update={"seeds": (seed,)}),
+            environment=environment(command=sys.argv, gpus=_gpu_names(), world_size=world.size),
+            step=state.step,
+            datasets=_datasets(config.data, data),
+            parent_run_id=run_id(start.run) if start.run else None,
+        )
+        wrapped.train()
+        # a signal that comes with the last step of an epoch saves before the epoch is evaluated
+        was_evaluated = state.step % per_epoch or state.epoch == state.step // per_epoch
+        finished = (is_enough() if was_evaluated else evaluate()) or fit(
+            step,
+            batches,
+            state=state,
+            total_steps=total_steps,
+            global_batch=config.batch,
+            every=Every(config.tracking.log_every, per_epoch, config.save_every or per_epoch),
+            log=log,
+            evaluate=evaluate,
+            save=lambda: checkpoint.save(write, run=folder, state=state, world=world, keep=1),
+            should_stop=lambda: agree(bool(stop), world),
+        )
+        accelerator.free_memory()
+        if not finished:
+            tracker.event("stopped", state.step, signal=stop.received or "on another rank")
+            tracker.finish("KILLED")
+            return None
+        barrier(world)
+        best = load_finetuned(folder / "best", device=world.device)
+        result: dict[str, Any] = {
+            "task": data.task,
+            "seed": seed,
+            "val_f1": best.model.config.source["val_f1"],
+            "best_epoch": best.model.config.source["epoch"],
+            "epochs": state.epoch,
+            "train_sentences": len(data.train),
+            "splits": {},
+        }
+        for split in data.splits:
+            found = predictions(best.model, split.examples, scores=True)
+            if world.is_main:
+                result["splits"][split.name] = _write_split(folder, split, found, data, tracker, state.step)
+        if world.is_main:
+            write_json(folder / "result.json", result)
+            tracker.add_artifact(folder / "result.json")
+    return broadcast_object(result, world)
+
+
+def build(config: FinetuneConfig, start: Start, data: TaskData) -> EntityModel | RelationModel:
+    """Return the model: the encoder's weights, and a new head."""
+    start.encoder.resize_vocabulary(len(start.tokenizer))
+    facts = {
+        "model": start.source,
+        "weights": start.fingerprint,
+        "data": f"{config.data.kind}: {config.data.root}",
+        "labels_sha256": data.sha256,
+        "train_sentences": len(data.train),
+    }
+    settings = {
+        "encoder": start.description | {"bert": start.encoder.bert_description},
+        "labels": data.labels,
+        "dropout": config.dropout,
+        "max_tokens": config.data.max_tokens,
+        "max_crops": config.data.max_crops,
+        "eval_mode": config.data.eval_mode,
+        "source": facts,
+    }
+    model: EntityModel | RelationModel
+    if data.task == "entities":
+        model = EntityModel(EntityConfig(**settings))
+    else:
+        model = RelationModel(RelationConfig(none=data.none, **settings))
+    model.encoder.load_state_dict(start.encoder.state_dict())
+    return model
+
+
+def _write_split(
+    folder: Path, split: Split, found: list[Prediction], data: TaskData, tracker: Tracker, step: int
+) -> dict[str, Any]:
+    result, files = write_report(
+        folder,
+        split=split.name,
+        predictions=found,
+        statistics=split.statistics,
+        cut_words=split.cut_words,
+        none=data.none,
+        text_only=data.pictures is None,
+    )
+    numbers = {name: value for name, value in result.items() if isinstance(value, float)}
+    tracker.evaluation(step, {f"{split.name}/{name}": value for name, value in numbers.items()})
+    for file in files:
+        tracker.add_artifact(file)
+    return result
+
+
+def _datasets(config: ExtractionData, data: TaskData) -> list[TrackedDataset]:
+    named = [("train", data.train_statistics, "training"), ("val", data.val.statistics, "validation")]
+    named += [(split.name, split.statistics, "evaluation") for split in data.splits if split.name != "val"]
+    return [
+        TrackedDataset(
+            name=f"{config.root.name}/{name}",
+            digest=next(iter(statistics.sha256.values()))[:16],
+            source=str(config.root),
+            context=context,
+        )
+        for name, statistics, context in named
+    ]
+
+
+def _gpu_names() -> list[str]:
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -1,0 +1,105 @@
+"""A downstream corpus as a model sees it: its labels, and its splits as examples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from promptmeup.corpora import extraction
+from promptmeup.corpora.extraction import Statistics
+from promptmeup.errors import CorpusError
+from promptmeup.extraction.batches import Rows
+from promptmeup.extraction.data import ExtractionData, labels_of, subset, task_of
+from promptmeup.extraction.examples import Example, SentenceEncoder
+from promptmeup.extraction.pictures import Pictures
+from promptmeup.models.extraction import Task
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split that is evaluated."""
+
+    name: str
+    examples: tuple[Example, ...]
+    statistics: Statistics
+
+    @property
+    def cut_words(self) -> int:
+        """Words beyond the model's length, of sentences to tag."""
+        return sum(place < 0 for example in self.examples for place in example.places)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What one run trains and is evaluated on."""
+
+    task: Task
+    labels: tuple[str, ...]
+    none: str | None
+    """the relation that means none, where the labels have one"""
+    train: tuple[Example, ...]
+    train_statistics: Statistics
+    """of the whole training split, before `fraction` and `shots`"""
+    val: Split
+    splits: tuple[Split, ...]
+    """evaluated at the end"""
+    pad_id: int
+    pictures: Pictures | None
+
+    def rows(self, examples: Sequence[Example]) -> Rows:
+        return Rows(examples, pad_id=self.pad_id, pictures=self.pictures)
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """File of labels -> SHA-256, of all splits."""
+        parts = [self.train_statistics, self.val.statistics, *(split.statistics for split in self.splits)]
+        return {name: digest for part in parts for name, digest in part.sha256.items()}
+
+
+def open_task(
+    data: ExtractionData, *, tokenizer: Any, none: str | None, image_size: int | None, seed: int
+) -> TaskData:
+    """Read the corpus.
+
+    Args:
+        tokenizer: gets the relation markers.
+        image_size: of the model's vision encoder; None for text only.
+        seed: chooses the subset, where data.subset_seed does not.
+
+    Raises:
+        CorpusError: a file is absent, malformed or empty.
+    """
+    task, labels = task_of(data), labels_of(data, none=none)
+    encoder = SentenceEncoder(tokenizer, labels=labels, max_tokens=data.max_tokens)
+    rows = subset(
+        extraction.read(data, "train"),
+        fraction=data.fraction,
+        shots=data.shots,
+        seed=seed if data.subset_seed is None else data.subset_seed,
+    )
+    pictures = None
+    if image_size is not None:
+        pictures = Pictures(size=image_size, eval_mode=data.eval_mode, max_crops=data.max_crops)
+    val = open_split(data, "val", encoder)
+    return TaskData(
+        task=task,
+        labels=labels,
+        none=none if task == "relations" and none in labels else None,
+        train=tuple(encoder.encode(row) for row in rows),
+        train_statistics=extraction.statistics(data, "train"),
+        val=val,
+        splits=tuple(val if name == "val" else open_split(data, name, encoder) for name in data.splits),
+        pad_id=tokenizer.pad_token_id,
+        pictures=pictures,
+    )
+
+
+def open_split(data: ExtractionData, name: str, encoder: SentenceEncoder) -> Split:
+    """Read one split.
+
+    Raises:
+        CorpusError: it is absent, malformed or empty.
+    """
+    examples = tuple(encoder.encode(row) for row in extraction.read(data, name))
+    if not examples:
+        raise CorpusError(f"split '{name}' of {data.root} is empty; leave it out of data.splits")
+    return Split(name, examples, extraction.statistics(data, name))
