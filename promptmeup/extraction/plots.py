@@ -86,7 +86,8 @@ def draw_confusion(scores: RelationScores, out: Path, *, title: str) -> None:
     _plain(axes)
     figure.colorbar(image, ax=axes, label="share of gold", shrink=min(1.0, 3 / side), aspect=15, pad=0.02)
     _title(figure, title, f"accuracy {100 * scores.accuracy:.2f} %, micro F1 {100 * scores.micro.f1:.2f} %")
-    figure.savefig(out, dpi=_DPI)
+    # the layout keeps cells square and guesses what the labels need: cut to what was drawn
+    figure.savefig(out, dpi=_DPI, bbox_inches="tight", pad_inches=0.1)
 
 
 def _figure(width: float, height: float) -> "Figure":
