@@ -8,8 +8,8 @@ from promptmeup.extraction.seed_run import FinetuneConfig
 def main(config: FinetuneConfig) -> None:
     """Fine-tune a pre-trained model, or plain encoders, for named entities or relations; evaluate the best epoch.
 
-    Start it with python, `accelerate launch` (DeepSpeed too), torchrun or srun. Every seed of `seeds` is a run of its own
-    in the folder `out`; the same command goes on after a signal or a crash, and does nothing for seeds that are done.
+    Start it with python, `accelerate launch` (DeepSpeed too), torchrun or srun. Every seed of `seeds` is a run of its
+    own in the folder `out`; the same command goes on after a signal or a crash, and leaves seeds that are done alone.
     """
     finetune(config)
 

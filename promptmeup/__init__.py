@@ -4,17 +4,20 @@ The folders follow the flow of the data: corpora, packing, data, prompts, models
 training, tracking, extraction. DESIGN.md draws the picture and gives the reason for each decision.
 """
 
+import importlib
+import sys
+
 import wrapt
 
 __version__ = "0.1.0"
 
 
 def _register(_: object) -> None:
-    from promptmeup.models.pretrained import register
+    # else it is being imported right now, and registers at its end
+    if "promptmeup.models" not in sys.modules:
+        importlib.import_module("promptmeup.models")
 
-    register()
 
-
-# AutoModel learns of our models when both it and this package are imported, in whatever order; importing transformers
+# AutoModel learns of our models once it and this package are imported, in whatever order; importing transformers
 # here would cost seconds in the many small processes that need none of it.
 wrapt.register_post_import_hook(_register, "transformers.models.auto.modeling_auto")

@@ -72,9 +72,7 @@ def decode(data: bytes | memoryview, *, upright: bool = False) -> Tensor:
     try:
         # a copy, because torch has no read-only tensors
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        pixels_CHW: Tensor = decode_image(
-            encoded, mode=ImageReadMode.RGB, apply_exif_orientation=upright
-        )
+        pixels_CHW: Tensor = decode_image(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=upright)
         return pixels_CHW
     except (RuntimeError, ValueError) as first:
         try:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from promptmeup.distributed.world import World, place, share_cores
 
 
-def join_accelerator(*, precision: Literal["auto", "fp32", "bf16"], batch: int, clipping: float) -> tuple[Accelerator, World]:
+def join_accelerator(
+    *, precision: Literal["auto", "fp32", "bf16"], batch: int, clipping: float
+) -> tuple[Accelerator, World]:
     """Return the accelerator that the launcher's environment describes, and this process's place.
 
     Start with python, `accelerate launch` (with `--use_deepspeed --zero_stage 2`, for example), torchrun or srun.

@@ -130,12 +130,14 @@ def evaluation_rows(num_examples: int, *, batch: int, rank: int, size: int) -> I
         yield mine[start : start + batch]
 
 
-def load(rows: Rows, order: Iterator[list[Row]], *, workers: int, pin: bool = False) -> Iterator[ExtractionBatch]:
+def load(
+    rows: Rows, order: Iterator[list[Row]], *, workers: int, pin: bool = False
+) -> Iterator[ExtractionBatch]:
     """Yield the batches of `order`, made by `workers` processes."""
     return iter(
         DataLoader(
             rows,
-            sampler=order,  # type: ignore[arg-type]
+            sampler=order,
             batch_size=None,
             num_workers=workers,
             prefetch_factor=4 if workers else None,

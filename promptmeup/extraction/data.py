@@ -1,7 +1,7 @@
 """What is fine-tuned on, and how much of it."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -15,7 +15,7 @@ from promptmeup.errors import CorpusError
 from promptmeup.models.extraction import Task
 from promptmeup.records import RelationInstance, TaggedSentence
 
-Post = TypeVar("Post", TaggedSentence, RelationInstance)
+Labelled = TaggedSentence | RelationInstance
 
 
 class _Options(Config):
@@ -72,8 +72,8 @@ def task_of(data: ExtractionData) -> Task:
 def labels_of(data: ExtractionData, *, none: str | None) -> tuple[str, ...]:
     """Return the tags or relations of the whole training split, in the order of their ids.
 
-    Tags: O, then B- and I- of each type by name. Relations: as the corpus numbers them, else `none` first and the others
-    by name.
+    Tags: O, then B- and I- of each type by name. Relations: as the corpus numbers them, else `none` first and the
+    others by name.
 
     Raises:
         CorpusError: the split is empty or unreadable.
@@ -94,7 +94,9 @@ def labels_of(data: ExtractionData, *, none: str | None) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (name != none, name)))
 
 
-def subset(rows: Sequence[Post], *, fraction: float | None, shots: int | None, seed: int) -> tuple[Post, ...]:
+def subset(
+    rows: Sequence[Labelled], *, fraction: float | None, shots: int | None, seed: int
+) -> tuple[Labelled, ...]:
     """Return the seeded part of `rows` for low-resource training, in the order of the draw.
 
     A smaller fraction or number of the same seed is a part of a larger one. With `shots` a row is taken if one of its
@@ -117,7 +119,7 @@ def subset(rows: Sequence[Post], *, fraction: float | None, shots: int | None, s
     return tuple(chosen)
 
 
-def _kinds(row: TaggedSentence | RelationInstance) -> set[str]:
+def _kinds(row: Labelled) -> set[str]:
     if isinstance(row, RelationInstance):
         return {row.relation}
     return {tag[2:] for tag in row.tags if tag != "O"} or {"O"}

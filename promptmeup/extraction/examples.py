@@ -40,7 +40,7 @@ class SentenceEncoder:
         """Return an example for tagging; words beyond the model's length have no place."""
         pieces = self._pieces(post.words)
         tokens = [self._cls]
-        places = []
+        places: list[int] = []
         for piece in pieces:
             fits = len(tokens) + len(piece) <= self._budget + 1
             # a word that is cut in the middle is cut off, and all behind it with it
@@ -51,12 +51,10 @@ class SentenceEncoder:
         target = tuple(self._ids.get(tag, -1) for tag in tags) if tags is not None else ()
         return Example("entities", post, (*tokens, self._sep), tuple(places), target)
 
-    def relation(
-        self, post: Post, *, head: WordSpan, tail: WordSpan, relation: str | None = None
-    ) -> Example:
-        """Return an example with <s> </s> about the head and <o> </o> about the tail, also where a mention ends the sentence.
+    def relation(self, post: Post, *, head: WordSpan, tail: WordSpan, relation: str | None = None) -> Example:
+        """Return an example with <s> </s> about the head and <o> </o> about the tail.
 
-        Mentions may overlap. Of a sentence that is too long, a part with both start markers is kept.
+        Also where a mention ends the sentence. Mentions may overlap. Of a sentence that is too long, a part with both start markers is kept.
         """
         pieces = self._pieces(post.words)
         s_open, s_close, o_open, o_close = self._markers
@@ -92,7 +90,7 @@ class SentenceEncoder:
 
 
 def _window(tokens: list[int], starts: list[int], budget: int) -> tuple[list[int], list[int]]:
-    """Return at most `budget` tokens that hold both starts: around them, or, where they are too far apart, behind each."""
+    """Return at most `budget` tokens that hold both starts: around them, or behind each if they are too far apart."""
     if len(tokens) <= budget:
         return tokens, starts
     first, last = min(starts), max(starts)

@@ -10,12 +10,11 @@ from typing import Any
 from promptmeup.distributed.accelerated import join_accelerator
 from promptmeup.distributed.world import World, barrier, broadcast_object, leave
 from promptmeup.errors import CheckpointError
+from promptmeup.extraction.report import MAIN_SCORES
 from promptmeup.extraction.seed_run import FinetuneConfig, train_seed
 from promptmeup.shard_format import write_json
 from promptmeup.tracking.console import table
 from promptmeup.training.signals import SAVED_EXIT_CODE, StopFlag
-
-_SHOWN = ("f1", "precision", "recall", "strict_f1", "accuracy")
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -99,7 +98,7 @@ def _summarise(out: Path, results: Sequence[dict[str, Any]]) -> None:
         splits[split] = {"scores": numbers} | {name: found[0][name] for name in same}
         rows.append(
             {"split": split, "sentences": found[0]["sentences"], "without photo": _without_photo(found[0])}
-            | {name: percent(numbers[name]) for name in _SHOWN if name in numbers}
+            | {name: percent(numbers[name]) for name in MAIN_SCORES if name in numbers}
         )
     write_json(
         out / "result.json",
@@ -116,12 +115,16 @@ def _summarise(out: Path, results: Sequence[dict[str, Any]]) -> None:
     link = out / "best"
     link.unlink(missing_ok=True)
     link.symlink_to(Path(f"seed-{winner['seed']}") / "best", target_is_directory=True)
-    seeds = f"{len(results)} seeds, mean ± standard deviation" if len(results) > 1 else f"seed {results[0]['seed']}"
+    seeds = (
+        f"{len(results)} seeds, mean ± standard deviation"
+        if len(results) > 1
+        else f"seed {results[0]['seed']}"
+    )
     print(f"{out}: {results[0]['task']}, {seeds}, in percent; best epoch by F1 on val")
     if rows:
         print(table(rows))
-    for split, found in splits.items():
-        digests = ", ".join(f"{name} {digest[:12]}" for name, digest in found["labels_sha256"].items())
+    for split, facts in splits.items():
+        digests = ", ".join(f"{name} {digest[:12]}" for name, digest in facts["labels_sha256"].items())
         print(f"labels of {split} (SHA-256): {digests}")
 
 
@@ -142,4 +145,6 @@ def percent(found: dict[str, Any]) -> str:
 
 def _without_photo(result: dict[str, Any]) -> int:
     images = result["images"]
-    return int(result["sentences"] if not images["used"] else result["sentences"] - images["sentences_with_image"])
+    return int(
+        result["sentences"] if not images["used"] else result["sentences"] - images["sentences_with_image"]
+    )

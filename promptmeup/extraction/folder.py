@@ -53,7 +53,11 @@ def save_finetuned(
         else:
             size = config.encoder["vision_config"]["image_size"]
             save_processor(
-                new, tokenizer, size=size, eval_mode=config.eval_mode, mean=model.encoder.vision.mean,
+                new,
+                tokenizer,
+                size=size,
+                eval_mode=config.eval_mode,
+                mean=model.encoder.vision.mean,
                 std=model.encoder.vision.std,
             )
     old = folder.with_name(f".{folder.name}.old")
@@ -73,8 +77,8 @@ def load_finetuned(folder: Path, *, device: torch.device | None = None) -> Finet
     place = next((path for path in (folder, folder / "best") if (path / "config.json").exists()), None)
     if place is None:
         raise WeightsError(
-            f"{folder} holds no fine-tuned model (no config.json in it or in its best/); point to the folder of a run of "
-            "launch/finetune.py, or to its best/"
+            f"{folder} holds no fine-tuned model (no config.json in it or in its best/); point to the folder of a run "
+            "of launch/finetune.py, or to its best/"
         )
     known = tuple(config.model_type for config, _ in EXTRACTION_MODELS)
     try:

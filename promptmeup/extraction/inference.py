@@ -40,7 +40,7 @@ def predict(
     crf: ConditionalRandomField | None,
     device: torch.device,
     workers: int = 0,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> list[tuple[int, Prediction]]:
     """Return (position, prediction) of the examples in `order`; those of weight 0 are run and left out.
 
@@ -58,17 +58,21 @@ def predict(
         inputs = model_inputs(batch.to(device), vision)
         inputs.pop("labels", None)
         output = model(**inputs)
-        seen = batch.inputs["image_mask"].tolist() if "image_mask" in batch.inputs else [False] * len(batch.rows)
+        seen = (
+            batch.inputs["image_mask"].tolist() if "image_mask" in batch.inputs else [False] * len(batch.rows)
+        )
         of_batch = [examples[row] for row in batch.rows]
         if of_batch[0].task == "relations":
-            made = _relations(of_batch, output.logits, labels, seen)
+            made: Sequence[Prediction] = _relations(of_batch, output.logits, labels, seen)
         else:
-            tags_BL = output.tags.cpu()
-            made = _entities(of_batch, tags_BL, labels, seen)
+            tagged = _entities(of_batch, output.tags.cpu(), labels, seen)
+            made = tagged
             if crf is not None:
-                made = _with_scores(made, of_batch, output.logits, inputs["word_mask"], crf)
+                made = _with_scores(tagged, of_batch, output.logits, inputs["word_mask"], crf)
         weights = batch.weights_B.tolist()
-        kept = [pair for pair, weight in zip(zip(batch.rows, made, strict=True), weights, strict=True) if weight]
+        kept = [
+            pair for pair, weight in zip(zip(batch.rows, made, strict=True), weights, strict=True) if weight
+        ]
         found += kept
         advance(len(kept))
     model.train(was_training)
@@ -80,7 +84,9 @@ def _relations(
 ) -> list[Prediction]:
     scores_B, ids_B = logits_BR.float().softmax(-1).max(-1)
     made: list[Prediction] = []
-    for example, score, label, has_image in zip(examples, scores_B.tolist(), ids_B.tolist(), seen, strict=True):
+    for example, score, label, has_image in zip(
+        examples, scores_B.tolist(), ids_B.tolist(), seen, strict=True
+    ):
         post = example.post
         assert isinstance(post, RelationInstance)
         made.append(

@@ -4,7 +4,6 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from promptmeup.config import Config
 from promptmeup.models.fused import FusedEncoder
 from promptmeup.training.optim import Schedule, grouped
 
@@ -15,7 +14,7 @@ class FinetuneOptimConfig(Schedule):
     lr: float = Field(default=3e-5, gt=0)
     """of the text and fusion layers"""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """each layer's rate is this times the rate of the layer above it, the embeddings' that of a layer below the first"""
+    """each layer's rate is this times that of the layer above it; the embeddings are a layer below the first"""
     vision_lr: float = Field(default=1e-5, ge=0)
     """of the vision encoder; 0 freezes it"""
     head_lr: float = Field(default=1e-3, gt=0)
@@ -34,9 +33,7 @@ def build_optimizer(model: nn.Module, *, config: FinetuneOptimConfig) -> torch.o
     for parameter in model.parameters():
         parameter.requires_grad_(rates[id(parameter)] > 0)
     undecayed = {id(p) for name, p in model.named_parameters() if name.startswith("crf.")}
-    groups = grouped(
-        model, rates=rates, weight_decay=config.weight_decay, undecayed=undecayed
-    )
+    groups = grouped(model, rates=rates, weight_decay=config.weight_decay, undecayed=undecayed)
     fused = next(model.parameters()).is_cuda
     return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=fused)
 
@@ -50,7 +47,9 @@ def parameter_rates(model: nn.Module, config: FinetuneOptimConfig) -> dict[int, 
     depths.append((encoder.text.embeddings, len(layers)))
     rates = {id(p): config.head_lr for p in model.parameters()}
     rates |= {id(p): config.lr for p in encoder.fusion.parameters()}
-    rates |= {id(p): config.lr * config.layer_decay**depth for part, depth in depths for p in part.parameters()}
+    rates |= {
+        id(p): config.lr * config.layer_decay**depth for part, depth in depths for p in part.parameters()
+    }
     if encoder.vision is not None:
         rates |= {id(p): config.vision_lr for p in encoder.vision.parameters()}
     rates |= {id(p): config.crf_lr for name, p in model.named_parameters() if name.startswith("crf.")}

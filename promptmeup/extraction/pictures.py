@@ -37,11 +37,14 @@ class Pictures:
 
     def _square(self, image_CHW: Tensor) -> Tensor:
         config = ImageConfig(size=self.size, eval_mode=self.eval_mode)
-        return self._view(image_CHW, eval_view(*image_CHW.shape[1:], config))
+        height, width = image_CHW.shape[1:]
+        return self._view(image_CHW, eval_view(height, width, config))
 
     def _cut(self, image_CHW: Tensor, box: Box) -> Tensor:
         height, width = image_CHW.shape[1:]
-        left, top = (int(min(max(value, 0), limit - 1)) for value, limit in ((box.x0, width), (box.y0, height)))
+        left, top = (
+            int(min(max(value, 0), limit - 1)) for value, limit in ((box.x0, width), (box.y0, height))
+        )
         right = int(min(max(np.ceil(box.x1), left + 1), width))
         bottom = int(min(max(np.ceil(box.y1), top + 1), height))
         return self._view(image_CHW, View(top, left, bottom - top, right - left))
@@ -63,8 +66,10 @@ def _decoded(path: Path | None) -> Tensor | None:
         return None
 
 
-def stacked(pictures: list[tuple[Tensor | None, list[Tensor]]], *, size: int, max_crops: int) -> dict[str, Tensor]:
-    """Return the pictures of some rows as a model's arguments: pixel_values uint8, image_mask, crop_values, crop_mask."""
+def stacked(
+    pictures: list[tuple[Tensor | None, list[Tensor]]], *, size: int, max_crops: int
+) -> dict[str, Tensor]:
+    """Return the pictures of some rows as a model's arguments, uint8: pixel_values, crop_values and their masks."""
     blank_CSS = torch.zeros(3, size, size, dtype=torch.uint8)
     found = {
         "pixel_values": torch.stack([blank_CSS if photo is None else photo for photo, _ in pictures]),

@@ -7,10 +7,19 @@ from typing import Any, cast
 
 from promptmeup.corpora.extraction import Statistics
 from promptmeup.extraction.inference import Prediction
-from promptmeup.extraction.metrics import EntityScores, RelationScores, entity_scores_of, flat, relation_scores_of
+from promptmeup.extraction.metrics import (
+    EntityScores,
+    RelationScores,
+    entity_scores_of,
+    flat,
+    relation_scores_of,
+)
 from promptmeup.extraction.plots import draw_confusion, draw_scores
 from promptmeup.extraction.predictions import EntityPrediction, RelationPrediction, write_predictions
 from promptmeup.shard_format import write_json
+
+MAIN_SCORES = ("f1", "precision", "recall", "strict_f1", "accuracy")
+"""what people look at first"""
 
 
 def score(predictions: Sequence[Prediction], *, none: str | None) -> EntityScores | RelationScores:
@@ -61,7 +70,11 @@ def write_report(
         "labels_sha256": statistics.sha256,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"predictions-{split}.jsonl", folder / f"result-{split}.json", folder / f"f1-{split}.png"]
+    files = [
+        folder / f"predictions-{split}.jsonl",
+        folder / f"result-{split}.json",
+        folder / f"f1-{split}.png",
+    ]
     write_predictions(files[0], cast(Any, predictions))
     write_json(files[1], result)
     draw_scores(scores, files[2], title=f"{split}: F1")

@@ -1,8 +1,7 @@
 """One seed of a fine-tuning: start, data, model, optimizer, loop, report, in adjacent lines."""
 
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ from promptmeup.extraction.folder import load_finetuned, save_finetuned
 from promptmeup.extraction.inference import Prediction, model_inputs, predict
 from promptmeup.extraction.metrics import flat
 from promptmeup.extraction.optim import FinetuneOptimConfig, build_optimizer
-from promptmeup.extraction.report import score, write_report
+from promptmeup.extraction.report import MAIN_SCORES, score, write_report
 from promptmeup.extraction.start import EncodersConfig, Start, open_start
 from promptmeup.extraction.task import Split, TaskData, open_task
 from promptmeup.models.extraction import EntityConfig, EntityModel, RelationConfig, RelationModel
@@ -51,8 +50,8 @@ class FinetuneConfig(Config):
     out: Path
     """folder: seed-N/ for each seed, result.json about all of them, best/ of the best one"""
     model: str
-    """what to start from: a pre-training run, its best/ or model/, an exported or fine-tuned model, or a BERT (a folder,
-    "package:NAME" or a hub name), which `encoders` goes with"""
+    """what to start from: a pre-training run, its best/ or model/, an exported or fine-tuned model, or a BERT (a
+    folder, "package:NAME" or a hub name), which `encoders` goes with"""
     encoders: EncodersConfig = EncodersConfig()
     data: ExtractionData
     none: str = "None"
@@ -102,7 +101,10 @@ def train_seed(
 
     identity: dict[str, int | str] = {"seed": seed, "batch": config.batch, "sentences": len(data.train)}
     state = checkpoint.resume(
-        lambda *, folder, tag: accelerator.load_state(str(folder / tag)), run=folder, order=identity, world=world
+        lambda *, folder, tag: accelerator.load_state(str(folder / tag)),
+        run=folder,
+        order=identity,
+        world=world,
     ) or RunState(world_size=world.size, order=identity)
     per_epoch = steps_per_epoch(len(data.train), config.batch)
     total_steps = config.epochs * per_epoch
@@ -152,7 +154,7 @@ def train_seed(
     def evaluate() -> bool:
         scores = flat(score(predictions(wrapped, data.val.examples), none=data.none))
         state.epoch = state.step // per_epoch
-        tracker.evaluation(state.step, {f"val/{name}": value for name, value in scores.items()})
+        _track(tracker, state.step, "val", scores)
         state.stale += 1
         if scores["f1"] > state.best:
             state.best, state.stale = scores["f1"], 0
@@ -260,11 +262,16 @@ def _write_split(
         none=data.none,
         text_only=data.pictures is None,
     )
-    numbers = {name: value for name, value in result.items() if isinstance(value, float)}
-    tracker.evaluation(step, {f"{split.name}/{name}": value for name, value in numbers.items()})
+    _track(tracker, step, split.name, {n: value for n, value in result.items() if isinstance(value, float)})
     for file in files:
         tracker.add_artifact(file)
     return result
+
+
+def _track(tracker: Tracker, step: int, split: str, scores: Mapping[str, float]) -> None:
+    """Report all scores, and print those that people look at first."""
+    named = {f"{split}/{name}": value for name, value in scores.items()}
+    tracker.evaluation(step, named, shown=[f"{split}/{name}" for name in MAIN_SCORES])
 
 
 def _datasets(config: ExtractionData, data: TaskData) -> list[TrackedDataset]:

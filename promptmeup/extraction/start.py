@@ -48,7 +48,7 @@ class Start:
 
 
 def open_start(source: str, *, encoders: EncodersConfig, text_only: bool) -> Start:
-    """Load what `source` names: RUN, RUN/best, RUN/model, a saved or exported model, or a BERT by folder, package or name.
+    """Load what `source` names: a run, a saved or exported model, or a BERT by folder, package or hub name.
 
     Raises:
         WeightsError: nothing there, or a model that cannot be fine-tuned.

@@ -1,1 +1,5 @@
-"""The student and the teacher: a text half, a vision encoder, a fusion half and heads; tensors in, tensors out."""
+"""Tensors in, tensors out. Importing any of it tells transformers' Auto classes of our models."""
+
+from promptmeup.models.pretrained import register
+
+register()

@@ -1,7 +1,7 @@
 """The two fine-tuned models over fused text states: entities by a CRF, relations by a classifier.
 
 Both are transformers models: `save_pretrained` writes config.json and model.safetensors, and after `import promptmeup`
-`AutoModel.from_pretrained` reads them. So their arguments have transformers' names: `input_ids`, `pixel_values`, `labels`.
+`AutoModel.from_pretrained` reads them. So arguments have transformers' names: `input_ids`, `pixel_values`, `labels`.
 """
 
 from collections.abc import Sequence
@@ -111,7 +111,7 @@ class EntityModel(BuiltInPlace):
 
     def __init__(self, config: EntityConfig) -> None:
         super().__init__(config)
-        self.encoder: FusedEncoder = encoder_from_description(config.encoder)
+        self.encoder: FusedEncoder = encoder_from_description(config.encoder or {})
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(self.encoder.width, len(config.labels))
         self.crf = ConditionalRandomField(config.labels)
@@ -139,9 +139,7 @@ class EntityModel(BuiltInPlace):
             labels: [B, L] int64 tags, anything where `word_mask` is false.
             weights: [B] of the rows in the loss; None: their mean.
         """
-        states_BLH = self.encoder(
-            input_ids, attention_mask, pixel_values, image_mask, crop_values, crop_mask
-        )
+        states_BLH = self.encoder(input_ids, attention_mask, pixel_values, image_mask, crop_values, crop_mask)
         emissions_BLT = self.classifier(self.dropout(states_BLH)).float()
         if labels is None:
             return EntityOutput(logits=emissions_BLT, tags=self.crf(emissions_BLT, None, word_mask))
@@ -158,7 +156,7 @@ class RelationModel(BuiltInPlace):
 
     def __init__(self, config: RelationConfig) -> None:
         super().__init__(config)
-        self.encoder: FusedEncoder = encoder_from_description(config.encoder)
+        self.encoder: FusedEncoder = encoder_from_description(config.encoder or {})
         width = self.encoder.width
         self.classifier = nn.Sequential(
             nn.Dropout(config.dropout),
@@ -186,9 +184,7 @@ class RelationModel(BuiltInPlace):
         Args:
             marker_positions: [B, 2] int64, where <s> and <o> stand.
         """
-        states_BLH = self.encoder(
-            input_ids, attention_mask, pixel_values, image_mask, crop_values, crop_mask
-        )
+        states_BLH = self.encoder(input_ids, attention_mask, pixel_values, image_mask, crop_values, crop_mask)
         rows_B1 = torch.arange(len(states_BLH), device=states_BLH.device)[:, None]
         logits_BR = self.classifier(states_BLH[rows_B1, marker_positions].flatten(1)).float()
         if labels is None:

@@ -83,12 +83,12 @@ class FusedEncoder(nn.Module):
             image_BPH = torch.cat([image_BPH, crops_BMH], dim=1)
             mask_BP = torch.cat([mask_BP, crop_mask_BM], dim=1)
         fused_BLH = self.fusion(states_BLH, token_mask_BL, image_BPH, mask_BP)[0]
-        return fused_BLH
+        return fused_BLH  # noqa: RET504
 
     def resize_vocabulary(self, size: int) -> None:
-        """Give the word embeddings `size` rows, new ones near the mean of the old: words just added have no meaning yet.
+        """Give the word embeddings `size` rows, new ones near the mean of the old: they have no meaning yet.
 
-        Smaller than what is there changes nothing.
+        A size that is smaller than what is there changes nothing.
         """
         words = self.text.embeddings.word_embeddings
         added = size - words.num_embeddings

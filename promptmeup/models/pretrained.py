@@ -65,7 +65,8 @@ class PretrainedAlignmentModel(BuiltInPlace):
 
 def register() -> None:
     """Tell transformers' Auto classes of these models; called once they are imported (see `promptmeup`)."""
-    for config, model in ((AlignmentConfig, PretrainedAlignmentModel), *EXTRACTION_MODELS):
+    ours: tuple[tuple[Any, Any], ...] = ((AlignmentConfig, PretrainedAlignmentModel), *EXTRACTION_MODELS)
+    for config, model in ours:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
     AutoModelForTokenClassification.register(EntityConfig, EntityModel, exist_ok=True)

@@ -94,13 +94,16 @@ class Tracker:
         self._journal.write("step", step=step, **numbers)
         self._console.step(step, numbers)
 
-    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Report the metrics of one evaluation, printed as a table."""
+    def evaluation(
+        self, step: int, metrics: Mapping[str, float], *, shown: Sequence[str] | None = None
+    ) -> None:
+        """Report the metrics of one evaluation, printed as a table: those named in `shown`, or all."""
         if self._journal is None:
             return
         numbers = {name: float(value) for name, value in metrics.items()}
         self._journal.write("evaluation", step=step, **numbers)
-        self._console.line(f"evaluation after {step} steps\n{table([numbers])}")
+        row = numbers if shown is None else {name: numbers[name] for name in shown if name in numbers}
+        self._console.line(f"evaluation after {step} steps\n{table([row])}")
 
     def labels(self, step: int, statistics: Mapping[str, float]) -> None:
         """Report what is known of the soft labels that the run trains on, as metrics named labels/NAME."""

@@ -56,7 +56,9 @@ def grouped(
             groups.setdefault((rates[id(parameter)], is_decayed), []).append(parameter)
     result: list[dict[str, Any]] = [
         {"params": parameters, "lr": rate, "weight_decay": weight_decay if is_decayed else 0.0}
-        for (rate, is_decayed), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], item[0][1]))
+        for (rate, is_decayed), parameters in sorted(
+            groups.items(), key=lambda item: (-item[0][0], item[0][1])
+        )
     ]
     in_groups = [id(p) for group in result for p in group["params"]]
     trainable = [id(p) for p in model.parameters() if p.requires_grad]
