@@ -109,8 +109,8 @@ class CrfTagger(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the mean loss of a sentence and, unless training, the best label at each first sub-word.
 
-        The places that `labels` does not ignore are moved to the front: pytorch-crf counts the labels but not the
-        steps over a hole in its mask.
+        The places that `labels` does not ignore are moved to the front: over a hole in its mask, pytorch-crf scores
+        the gold labels by the transition from the place before, which has none.
         """
         logits_BLT = self.tagger(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
