@@ -34,8 +34,7 @@ def build_optimizer(model: nn.Module, *, config: FinetuneOptimConfig) -> torch.o
         parameter.requires_grad_(rates[id(parameter)] > 0)
     undecayed = {id(p) for name, p in model.named_parameters() if name.startswith("crf.")}
     groups = grouped(model, rates=rates, weight_decay=config.weight_decay, undecayed=undecayed)
-    fused = next(model.parameters()).is_cuda
-    return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=fused)
+    return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
 
 
 def parameter_rates(model: nn.Module, config: FinetuneOptimConfig) -> dict[int, float]:

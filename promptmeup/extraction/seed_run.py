@@ -140,7 +140,7 @@ def train_seed(
             of,
             examples,
             rows=data.rows(examples),
-            order=evaluation_rows(len(examples), batch=config.evaluation_batch, **share),
+            order=evaluation_rows(examples, batch=config.evaluation_batch, **share),
             labels=data.labels,
             vision=vision,
             crf=of.crf if scores and data.task == "entities" else None,
