@@ -4,8 +4,9 @@ import os
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from promptmeup.distributed.world import World, place, share_cores
 
@@ -32,9 +33,16 @@ def join_accelerator(
     has_gpu = torch.cuda.is_available()
     mixed = "bf16" if precision == "bf16" or (precision == "auto" and has_gpu) else "no"
     with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    if not has_gpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    accelerator = Accelerator(mixed_precision=mixed, cpu=not has_gpu and not with_deepspeed)
+    handlers = []
+    if with_deepspeed and not has_gpu:
+        from promptmeup.distributed.engine import reduce_by_gloo
+
+        reduce_by_gloo()
+        # left to itself, accelerate's plugin finds no backend on a CPU and takes every rank for the only one
+        handlers = [InitProcessGroupKwargs(backend="gloo")]
+    accelerator = Accelerator(
+        mixed_precision=mixed, cpu=not has_gpu and not with_deepspeed, kwargs_handlers=handlers
+    )
     if accelerator.state.deepspeed_plugin is not None:
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = -(-batch // size)
@@ -43,7 +51,19 @@ def join_accelerator(
         settings["zero_allow_untested_optimizer"] = True
     world = World(rank, size, local_rank, accelerator.device)
     share_cores(world)
+    unset_hf_deepspeed_config()
     return accelerator, world
+
+
+def prepare(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+    """Return model and optimizer wrapped for the world.
+
+    Afterwards transformers is told to forget ZeRO-3, or every `from_pretrained` to come would make a sharded model.
+    """
+    prepared = accelerator.prepare(model, optimizer)
+    unset_hf_deepspeed_config()
+    wrapped, wrapped_optimizer = prepared
+    return wrapped, wrapped_optimizer
 
 
 def whole_weights(accelerator: Accelerator, wrapped: nn.Module, *, world: World) -> dict[str, Tensor]:

@@ -51,9 +51,7 @@ def build_engine(
     assert all(p.ndim > 0 for p in model.parameters()), "0-dim parameters crash DeepSpeed: use shape [1]"
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if world.device.type == "cpu":
-        # DeepSpeed would compile a shared-memory all-reduce with g++ at first use: a minute, a compiler
-        # that a fresh machine lacks, and sums in another order than gloo's. Plain gloo does the work.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        reduce_by_gloo()
     settings = {
         "train_micro_batch_size_per_gpu": batch,
         "gradient_accumulation_steps": 1,
@@ -64,6 +62,14 @@ def build_engine(
     }
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     return engine
+
+
+def reduce_by_gloo() -> None:
+    """Keep DeepSpeed on a CPU from compiling a shared-memory all-reduce with g++ at its first use.
+
+    That takes a minute and a compiler that a fresh machine lacks, and sums in another order than gloo.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def one_reduction(engine: Any) -> AbstractContextManager[None]:

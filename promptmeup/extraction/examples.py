@@ -54,7 +54,8 @@ class SentenceEncoder:
     def relation(self, post: Post, *, head: WordSpan, tail: WordSpan, relation: str | None = None) -> Example:
         """Return an example with <s> </s> about the head and <o> </o> about the tail.
 
-        Also where a mention ends the sentence. Mentions may overlap. Of a sentence that is too long, a part with both start markers is kept.
+        Also where a mention ends the sentence. Mentions may overlap. Of a sentence that is too long, a part with both
+        start markers is kept.
         """
         pieces = self._pieces(post.words)
         s_open, s_close, o_open, o_close = self._markers

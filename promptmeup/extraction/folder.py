@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from promptmeup.errors import WeightsError
 from promptmeup.extraction.pictures import Pictures
@@ -80,20 +80,19 @@ def load_finetuned(folder: Path, *, device: torch.device | None = None) -> Finet
             f"{folder} holds no fine-tuned model (no config.json in it or in its best/); point to the folder of a run "
             "of launch/finetune.py, or to its best/"
         )
-    known = tuple(config.model_type for config, _ in EXTRACTION_MODELS)
+    models = {config.model_type: model for config, model in EXTRACTION_MODELS}
     try:
         with quiet_transformers():
-            model_type = AutoConfig.from_pretrained(place).model_type
-            if model_type not in known:
+            config = AutoConfig.from_pretrained(place)
+            if config.model_type not in models:
                 raise WeightsError(
-                    f"{place} holds a '{model_type}' model, which extracts nothing yet: fine-tune it with "
+                    f"{place} holds a '{config.model_type}' model, which extracts nothing yet: fine-tune it with "
                     "launch/finetune.py first"
                 )
-            model = AutoModel.from_pretrained(place)
+            model = models[config.model_type].from_pretrained(place)
             tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise WeightsError(f"cannot read the model in {place}: {error}") from error
-    config = model.config
     is_relation = isinstance(config, RelationConfig)
     return FinetunedModel(
         model=model.to(device or torch.device("cpu")).eval(),

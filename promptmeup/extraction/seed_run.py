@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from promptmeup.config import Config
-from promptmeup.distributed.accelerated import whole_weights
+from promptmeup.distributed.accelerated import prepare, whole_weights
 from promptmeup.distributed.world import World, agree, barrier, broadcast_object
 from promptmeup.extraction.batches import (
     ExtractionBatch,
@@ -96,7 +96,7 @@ def train_seed(
     model = build(config, start, data)
     optimizer = build_optimizer(model, config=config.optim)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    wrapped, optimizer = prepare(accelerator, model, optimizer)
     vision = model.encoder.vision
 
     identity: dict[str, int | str] = {"seed": seed, "batch": config.batch, "sentences": len(data.train)}
