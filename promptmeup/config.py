@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -217,8 +218,15 @@ def command(schema: type[C], main: Callable[[C], None], argv: Sequence[str] | No
     # The deepspeed launcher adds --local_rank=N to every process; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)
-    try:
+    with user_errors():
         main(load(schema, arguments.config, arguments.overrides))
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Print a mistake of the user without a traceback, and leave with the error's own exit code."""
+    try:
+        yield
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

@@ -21,6 +21,10 @@ class CorpusError(UserError):
     """The raw corpus cannot be read, or too much of it was rejected."""
 
 
+class InputError(UserError):
+    """A sentence, a mention in it or a photo that something is asked about cannot be used."""
+
+
 class ShardError(UserError):
     """Packed data is missing, damaged, changed, or of another format version."""
 

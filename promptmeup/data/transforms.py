@@ -61,7 +61,7 @@ class View:
 
 
 def decode(data: bytes | memoryview, *, upright: bool = False) -> Tensor:
-    """Decode an image file to uint8 RGB [3, height, width].
+    """Decode an image file to uint8 RGB [3, height, width]; of an animation, its first picture.
 
     Args:
         upright: turn it as its EXIF orientation says; photos in shards have been turned already.
@@ -73,6 +73,10 @@ def decode(data: bytes | memoryview, *, upright: bool = False) -> Tensor:
         # a copy, because torch has no read-only tensors
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         pixels_CHW: Tensor = decode_image(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=upright)
+        if pixels_CHW.ndim == 4:  # the pictures of a GIF
+            pixels_CHW = pixels_CHW[0]
+        if pixels_CHW.dtype == torch.uint16:  # PNG
+            pixels_CHW = (pixels_CHW.to(torch.int32) >> 8).to(torch.uint8)
         return pixels_CHW
     except (RuntimeError, ValueError) as first:
         try:
@@ -81,6 +85,8 @@ def decode(data: bytes | memoryview, *, upright: bool = False) -> Tensor:
                 pixels = np.array(turned.convert("RGB"))
         except (OSError, SyntaxError, UnidentifiedImageError) as error:
             raise ValueError(f"not a readable image: {first}") from error
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"not a readable image: {error}") from error
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

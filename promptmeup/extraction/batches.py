@@ -129,7 +129,7 @@ def evaluation_rows(examples: Sequence[Example], *, batch: int, rank: int, size:
     order = sorted(range(len(examples)), key=lambda row: len(examples[row].tokens))
     part = -(-len(order) // size)
     mine: list[Row] = [(row, 1.0) for row in order[rank::size]]
-    mine += [(order[0], 0.0)] * (part - len(mine))
+    mine += [(row, 0.0) for row in order[:1]] * (part - len(mine))
     for start in range(0, part, batch):
         yield mine[start : start + batch]
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from promptmeup.config import Config
 from promptmeup.corpora import extraction, mnre
+from promptmeup.corpora.extraction import ExtractionCorpus
 from promptmeup.corpora.extraction_jsonl import JsonlConfig
 from promptmeup.corpora.mnre import MnreConfig
 from promptmeup.corpora.twitter import TwitterConfig
@@ -62,7 +63,7 @@ class JsonlData(JsonlConfig, _Options):
 ExtractionData = Annotated[TwitterData | MnreData | JsonlData, Field(discriminator="kind")]
 
 
-def task_of(data: ExtractionData) -> Task:
+def task_of(data: ExtractionCorpus) -> Task:
     """Return what the corpus is labelled for."""
     if isinstance(data, JsonlConfig):
         return data.task

@@ -21,6 +21,8 @@ class Example:
     """entities: the position of each word's first token, -1 where it was cut off; relations: of <s> and <o>"""
     target: tuple[int, ...] = ()
     """entities: a tag a word; relations: the one relation; -1 where the label is none of the model's"""
+    cut_words: int = 0
+    """words that the model does not see, or not whole, since the sentence is too long for it"""
 
 
 class SentenceEncoder:
@@ -49,7 +51,8 @@ class SentenceEncoder:
             if places[-1] >= 0:
                 tokens += piece
         target = tuple(self._ids.get(tag, -1) for tag in tags) if tags is not None else ()
-        return Example("entities", post, (*tokens, self._sep), tuple(places), target)
+        cut_words = sum(place < 0 for place in places)
+        return Example("entities", post, (*tokens, self._sep), tuple(places), target, cut_words)
 
     def relation(self, post: Post, *, head: WordSpan, tail: WordSpan, relation: str | None = None) -> Example:
         """Return an example with <s> </s> about the head and <o> </o> about the tail.
@@ -60,6 +63,7 @@ class SentenceEncoder:
         pieces = self._pieces(post.words)
         s_open, s_close, o_open, o_close = self._markers
         tokens: list[int] = []
+        firsts: list[int] = []  # of each word
         starts = [0, 0]
         for place in range(len(pieces) + 1):
             # what began last ends first, so that mentions which do not cross are nested
@@ -71,11 +75,18 @@ class SentenceEncoder:
                     starts[which] = len(tokens)
                     tokens.append(token)
             if place < len(pieces):
+                firsts.append(len(tokens))
                 tokens += pieces[place]
-        tokens, starts = _window(tokens, starts, self._budget)
+        kept, starts = _window(len(tokens), starts, self._budget)
+        seen = set(kept)
+        cut_words = sum(
+            not seen.issuperset(range(first, first + len(piece)))
+            for first, piece in zip(firsts, pieces, strict=True)
+        )
         target = (self._ids.get(relation, -1),) if relation is not None else ()
         places = tuple(start + 1 for start in starts)
-        return Example("relations", post, (self._cls, *tokens, self._sep), places, target)
+        found = (self._cls, *(tokens[i] for i in kept), self._sep)
+        return Example("relations", post, found, places, target, cut_words)
 
     def encode(self, row: Post) -> Example:
         """Return the example of a labelled row."""
@@ -86,20 +97,25 @@ class SentenceEncoder:
 
     def _pieces(self, words: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each word; a word that the tokenizer reads as nothing is unknown."""
+        if not words:
+            return []
         found = self.tokenizer(list(words), add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [list(ids) or [self.tokenizer.unk_token_id] for ids in found]
 
 
-def _window(tokens: list[int], starts: list[int], budget: int) -> tuple[list[int], list[int]]:
-    """Return at most `budget` tokens that hold both starts: around them, or behind each if they are too far apart."""
-    if len(tokens) <= budget:
-        return tokens, starts
+def _window(length: int, starts: list[int], budget: int) -> tuple[list[int], list[int]]:
+    """Return which of `length` tokens are kept, at most `budget` that hold both starts, and where the starts are then.
+
+    They are those around the starts, or those behind each where the two are too far apart.
+    """
+    if length <= budget:
+        return list(range(length)), starts
     first, last = min(starts), max(starts)
     between = last - first + 1
     if between <= budget:
-        begin = min(max(0, first - (budget - between) // 2), len(tokens) - budget)
-        return tokens[begin : begin + budget], [start - begin for start in starts]
+        begin = min(max(0, first - (budget - between) // 2), length - budget)
+        return list(range(begin, begin + budget)), [start - begin for start in starts]
     half = budget // 2
-    end = last + budget - half
+    end = min(length, last + budget - half)
     moved = {first: 0, last: half}
-    return tokens[first : first + half] + tokens[last:end], [moved[start] for start in starts]
+    return [*range(first, first + half), *range(last, end)], [moved[start] for start in starts]

@@ -4,13 +4,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from promptmeup.distributed.accelerated import join_accelerator
 from promptmeup.distributed.world import World, barrier, broadcast_object, leave
 from promptmeup.errors import CheckpointError
-from promptmeup.extraction.report import MAIN_SCORES
+from promptmeup.extraction.report import labels_line, spread, summary_row
 from promptmeup.extraction.seed_run import FinetuneConfig, train_seed
 from promptmeup.shard_format import write_json
 from promptmeup.tracking.console import table
@@ -96,10 +95,7 @@ def _summarise(out: Path, results: Sequence[dict[str, Any]]) -> None:
         numbers = {name: spread([result.get(name, 0.0) for result in found]) for name in names}
         same = ("sentences", "cut_words", "images", "broken_tags", "labels_sha256")
         splits[split] = {"scores": numbers} | {name: found[0][name] for name in same}
-        rows.append(
-            {"split": split, "sentences": found[0]["sentences"], "without photo": _without_photo(found[0])}
-            | {name: percent(numbers[name]) for name in MAIN_SCORES if name in numbers}
-        )
+        rows.append(summary_row(found))
     write_json(
         out / "result.json",
         {
@@ -123,28 +119,5 @@ def _summarise(out: Path, results: Sequence[dict[str, Any]]) -> None:
     print(f"{out}: {results[0]['task']}, {seeds}, in percent; best epoch by F1 on val")
     if rows:
         print(table(rows))
-    for split, facts in splits.items():
-        digests = ", ".join(f"{name} {digest[:12]}" for name, digest in facts["labels_sha256"].items())
-        print(f"labels of {split} (SHA-256): {digests}")
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Return mean and sample standard deviation (0 for one value), and the values."""
-    return {
-        "mean": round(fmean(values), 6),
-        "std": round(stdev(values), 6) if len(values) > 1 else 0.0,
-        "values": list(values),
-    }
-
-
-def percent(found: dict[str, Any]) -> str:
-    """Return "71.2 ± 0.4" of a spread of fractions; without ± where there is one value."""
-    text = f"{100 * found['mean']:.2f}"
-    return text if len(found["values"]) == 1 else f"{text} ± {100 * found['std']:.2f}"
-
-
-def _without_photo(result: dict[str, Any]) -> int:
-    images = result["images"]
-    return int(
-        result["sentences"] if not images["used"] else result["sentences"] - images["sentences_with_image"]
-    )
+    for split in splits:
+        print(labels_line(results[0]["splits"][split]))

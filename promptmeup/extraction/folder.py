@@ -1,5 +1,6 @@
 """The folder of a fine-tuned model: all that predicting needs, as transformers writes and reads it."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,20 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from promptmeup.errors import WeightsError
 from promptmeup.extraction.pictures import Pictures
 from promptmeup.models.extraction import EXTRACTION_MODELS, EntityModel, RelationConfig, RelationModel, Task
 from promptmeup.models.processor import save_processor
-from promptmeup.models.weights import quiet_transformers
+from promptmeup.models.weights import quiet_transformers, some
+
+_KNOWN = tuple(config.model_type for config, _ in EXTRACTION_MODELS)
 
 
 @dataclass(frozen=True)
 class FinetunedModel:
     """A model in evaluation mode with what it needs around it."""
 
+    folder: Path
+    """with its config.json"""
     model: EntityModel | RelationModel
     tokenizer: Any
     task: Task
@@ -74,30 +80,51 @@ def load_finetuned(folder: Path, *, device: torch.device | None = None) -> Finet
     Raises:
         WeightsError: there is no fine-tuned model, or it cannot be read.
     """
-    place = next((path for path in (folder, folder / "best") if (path / "config.json").exists()), None)
+    place = _with_config(folder)
     if place is None:
         raise WeightsError(
             f"{folder} holds no fine-tuned model (no config.json in it or in its best/); point to the folder of a run "
             "of launch/finetune.py, or to its best/"
         )
-    models = {config.model_type: model for config, model in EXTRACTION_MODELS}
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(place)
-            if config.model_type not in models:
+            model_type = AutoConfig.from_pretrained(place).model_type
+            if model_type not in _KNOWN:
                 raise WeightsError(
-                    f"{place} holds a '{config.model_type}' model, which extracts nothing yet: fine-tune it with "
+                    f"{place} holds a '{model_type}' model, which extracts nothing yet: fine-tune it with "
                     "launch/finetune.py first"
                 )
-            model = models[config.model_type].from_pretrained(place)
+            model, report = AutoModel.from_pretrained(place, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise WeightsError(f"cannot read the model in {place}: {error}") from error
+    # transformers fills what is missing with random numbers
+    if wrong := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
+        raise WeightsError(
+            f"{place}/model.safetensors does not fit its config.json; missing or unknown: {some(wrong)}; the two files "
+            "come from different runs: copy the whole folder again"
+        )
+    config = model.config
     is_relation = isinstance(config, RelationConfig)
     return FinetunedModel(
+        folder=place,
         model=model.to(device or torch.device("cpu")).eval(),
         tokenizer=tokenizer,
         task="relations" if is_relation else "entities",
         labels=config.labels,
         none=config.none if is_relation else None,
     )
+
+
+def finetuned_folder(folder: Path) -> Path | None:
+    """Return where `load_finetuned` finds a model of ours; None where there is none."""
+    place = _with_config(folder)
+    try:
+        config = json.loads((place / "config.json").read_text(encoding="utf-8")) if place else {}
+        return place if config.get("model_type") in _KNOWN else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _with_config(folder: Path) -> Path | None:
+    return next((path for path in (folder, folder / "best") if (path / "config.json").exists()), None)

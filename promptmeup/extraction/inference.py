@@ -29,6 +29,36 @@ def model_inputs(batch: ExtractionBatch, vision: Any | None) -> dict[str, Tensor
 
 
 @torch.no_grad()
+def outputs(
+    model: Any,
+    rows: Rows,
+    order: Iterator[list[Row]],
+    *,
+    vision: Any | None,
+    device: torch.device,
+    workers: int = 0,
+) -> Iterator[tuple[ExtractionBatch, dict[str, Tensor], Any]]:
+    """Yield the batches of `order`, each with the model's arguments and what it returns without labels.
+
+    Args:
+        model: the model in evaluation mode, or what wraps it.
+        vision: the model's vision encoder, for the normalisation of photos.
+    """
+    for batch in load(rows, order, workers=workers, pin=device.type == "cuda"):
+        inputs = model_inputs(batch.to(device), vision)
+        inputs.pop("labels", None)
+        yield batch, inputs, model(**inputs)
+
+
+def has_images(batch: ExtractionBatch) -> list[bool]:
+    """Return for each row whether the model saw a photo."""
+    if "image_mask" not in batch.inputs:
+        return [False] * len(batch.rows)
+    seen: list[bool] = batch.inputs["image_mask"].tolist()
+    return seen
+
+
+@torch.no_grad()
 def predict(
     model: Any,
     examples: Sequence[Example],
@@ -42,7 +72,7 @@ def predict(
     workers: int = 0,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[tuple[int, Prediction]]:
-    """Return (position, prediction) of the examples in `order`; those of weight 0 are run and left out.
+    """Return (position, prediction) of the examples in `order`, by position; those of weight 0 are left out.
 
     Args:
         model: the model, or what wraps it; left in the mode it was in.
@@ -54,13 +84,8 @@ def predict(
     was_training = model.training
     model.eval()
     found: list[tuple[int, Prediction]] = []
-    for batch in load(rows, order, workers=workers, pin=device.type == "cuda"):
-        inputs = model_inputs(batch.to(device), vision)
-        inputs.pop("labels", None)
-        output = model(**inputs)
-        seen = (
-            batch.inputs["image_mask"].tolist() if "image_mask" in batch.inputs else [False] * len(batch.rows)
-        )
+    for batch, inputs, output in outputs(model, rows, order, vision=vision, device=device, workers=workers):
+        seen = has_images(batch)
         of_batch = [examples[row] for row in batch.rows]
         if of_batch[0].task == "relations":
             made: Sequence[Prediction] = _relations(of_batch, output.logits, labels, seen)
@@ -76,7 +101,7 @@ def predict(
         found += kept
         advance(len(kept))
     model.train(was_training)
-    return found
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def _relations(

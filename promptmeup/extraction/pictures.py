@@ -66,6 +66,19 @@ def _decoded(path: Path | None) -> Tensor | None:
         return None
 
 
+def image_error(path: Path) -> str:
+    """Return why a photo was not seen."""
+    try:
+        decode(path.read_bytes(), upright=True)
+    except FileNotFoundError:
+        return f"there is no file {path}"
+    except OSError as error:
+        return f"cannot read {path}: {error.strerror}"
+    except ValueError:
+        return f"{path} is no image, or a damaged one"
+    return f"{path} could not be read, and can be now"
+
+
 def stacked(
     pictures: list[tuple[Tensor | None, list[Tensor]]], *, size: int, max_crops: int
 ) -> dict[str, Tensor]:

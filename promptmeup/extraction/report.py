@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, cast
 
 from promptmeup.corpora.extraction import Statistics
@@ -40,16 +41,18 @@ def write_report(
     predictions: Sequence[Prediction],
     statistics: Statistics,
     cut_words: int,
+    labels: Sequence[str],
     none: str | None,
     text_only: bool,
 ) -> tuple[dict[str, Any], list[Path]]:
     """Write predictions-SPLIT.jsonl, result-SPLIT.json and pictures; return the result and the files.
 
     The result has the scores, the SHA-256 of the files of labels (two results are comparable only where it is the
-    same), and how many sentences went without the photo that they name.
+    same), how many sentences went without the photo that they name, and labels that the model does not know.
 
     Args:
-        cut_words: words beyond the model's length, which were predicted as no entity.
+        cut_words: words that the model did not see; they are no entities to it.
+        labels: tags or relations that the model knows.
     """
     scores = score(predictions, none=none)
     seen = sum(prediction.has_image for prediction in predictions)
@@ -67,6 +70,7 @@ def write_report(
             "unreadable": 0 if text_only else len(predictions) - statistics.without_image - seen,
         },
         "broken_tags": statistics.broken_tags,
+        "unknown_labels": unknown_labels(statistics, labels),
         "labels_sha256": statistics.sha256,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,3 +86,49 @@ def write_report(
         files.append(folder / f"confusion-{split}.png")
         draw_confusion(scores, files[-1], title=f"{split}: gold against predicted")
     return result, files
+
+
+def unknown_labels(statistics: Statistics, labels: Sequence[str]) -> dict[str, int]:
+    """Return types or relations of a corpus that the model does not know, and how often they occur: all are missed.
+
+    Args:
+        labels: tags or relations that the model knows.
+    """
+    if statistics.relations:
+        return {name: count for name, count in statistics.relations.items() if name not in labels}
+    known = {label[2:] for label in labels}
+    return {name: count for name, count in statistics.entities_lenient.items() if name not in known}
+
+
+def summary_row(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return a row for a table: what several models scored on one split on average, in percent."""
+    first = results[0]
+    used = first["images"]["sentences_with_image"] if first["images"]["used"] else 0
+    scores = {name: spread([result[name] for result in results]) for name in MAIN_SCORES if name in first}
+    return {
+        "split": first["split"],
+        "sentences": first["sentences"],
+        "without photo": first["sentences"] - used,
+        **{name: percent(found) for name, found in scores.items()},
+    }
+
+
+def labels_line(result: dict[str, Any]) -> str:
+    """Return which labels a result is about."""
+    digests = ", ".join(f"{name} {digest[:12]}" for name, digest in result["labels_sha256"].items())
+    return f"labels of {result['split']} (SHA-256): {digests}"
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean and sample standard deviation (0 for one value), and the values."""
+    return {
+        "mean": round(fmean(values), 6),
+        "std": round(stdev(values), 6) if len(values) > 1 else 0.0,
+        "values": list(values),
+    }
+
+
+def percent(found: dict[str, Any]) -> str:
+    """Return "71.2 ± 0.4" of a spread of fractions; without ± where there is one value."""
+    text = f"{100 * found['mean']:.2f}"
+    return text if len(found["values"]) == 1 else f"{text} ± {100 * found['std']:.2f}"

@@ -259,6 +259,7 @@ def _write_split(
         predictions=found,
         statistics=split.statistics,
         cut_words=split.cut_words,
+        labels=data.labels,
         none=data.none,
         text_only=data.pictures is None,
     )

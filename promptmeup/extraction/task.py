@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptmeup.corpora import extraction
-from promptmeup.corpora.extraction import Statistics
+from promptmeup.corpora.extraction import ExtractionCorpus, Statistics
 from promptmeup.errors import CorpusError
 from promptmeup.extraction.batches import Rows
 from promptmeup.extraction.data import ExtractionData, labels_of, subset, task_of
@@ -24,8 +24,8 @@ class Split:
 
     @property
     def cut_words(self) -> int:
-        """Words beyond the model's length, of sentences to tag."""
-        return sum(place < 0 for example in self.examples for place in example.places)
+        """Words that the model does not see, or not whole, since their sentence is too long for it."""
+        return sum(example.cut_words for example in self.examples)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def open_task(
     )
 
 
-def open_split(data: ExtractionData, name: str, encoder: SentenceEncoder) -> Split:
+def open_split(data: ExtractionCorpus, name: str, encoder: SentenceEncoder) -> Split:
     """Read one split.
 
     Raises:

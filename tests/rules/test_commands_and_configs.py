@@ -1,5 +1,6 @@
 """Every command answers --help and refuses nonsense; every shipped configuration loads."""
 
+import ast
 import runpy
 import sys
 from pathlib import Path
@@ -15,11 +16,13 @@ from promptmeup.training.pretrain import PretrainConfig
 ROOT = Path(__file__).parents[2]
 LOOKERS = ["shards/gallery.py", "shards/verify.py"]
 """Commands that take folders and no configuration."""
+FLAGS = ["launch/predict.py"]
+"""Commands with flags of their own."""
 COMMANDS = sorted(
     name
     for folder in ("launch", "shards")
     for path in (ROOT / folder).glob("*.py")
-    if (name := str(path.relative_to(ROOT))) not in LOOKERS
+    if (name := str(path.relative_to(ROOT))) not in LOOKERS + FLAGS
 )
 SCHEMAS: dict[str, type[Config]] = {
     "configs/pack/synthetic_world.yaml": SyntheticConfig,
@@ -59,6 +62,29 @@ def test_command_on_folders(command: str, capsys: pytest.CaptureFixture[str]) ->
     assert "DIR" in capsys.readouterr().out
     assert run(command, "/no/such/folder") in (1, 2)
     assert "/no/such/folder holds no packed split" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_command_with_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, "--help") == 0
+    assert "--model DIR" in capsys.readouterr().out
+    assert run(command, "--nonsense") == 2
+    assert "required: --model" in capsys.readouterr().err
+    assert run(command, "--model", "no/such/folder", "--text", "Ada") == 1
+    assert "no/such/folder holds no fine-tuned model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.py")), ids=lambda path: path.name)
+def test_launch_files_only_connect(path: Path) -> None:
+    """A docstring that shows the command, imports, at most one function, and the call."""
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert f"launch/{path.name}" in (ast.get_docstring(tree) or "")
+    assert len(text.splitlines()) <= 25
+    assert isinstance(tree.body[-1], ast.If) and "__main__" in ast.unparse(tree.body[-1].test)
+    decisions = ast.For, ast.While, ast.Try, ast.If, ast.IfExp, ast.BoolOp
+    inner = [node for part in [*tree.body[:-1], *tree.body[-1].body] for node in ast.walk(part)]
+    assert not any(isinstance(node, decisions) for node in inner)
 
 
 @pytest.mark.parametrize("path", CONFIGS)

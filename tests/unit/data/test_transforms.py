@@ -171,6 +171,33 @@ def test_decode_reads_any_kind_as_rgb(kind, mode):
     assert (image.float() - 90).abs().max() <= 6
 
 
+def test_decode_takes_the_first_picture_of_an_animation():
+    colours = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "PNG", "WEBP"):
+        file = io.BytesIO()
+        colours[0].save(file, kind, save_all=True, append_images=colours[1:])
+        pixels = decode(file.getvalue())
+        assert pixels.shape == (3, 20, 30), kind
+        assert pixels[0].float().mean() > 250 and pixels[2].float().mean() < 5, kind
+
+
+def test_decode_makes_8_bits_of_16():
+    file = io.BytesIO()
+    Image.fromarray(np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)).save(file, "PNG")
+    pixels = decode(file.getvalue())
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels[1].flatten().int(), torch.arange(0, 65536, 64) // 256)
+
+
+def test_decode_refuses_what_would_fill_the_memory():
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "BMP")
+    data = bytearray(file.getvalue())
+    data[18:26] = (20_000).to_bytes(4, "little") * 2
+    with pytest.raises(ValueError, match=r"not a readable image: .* could be decompression bomb"):
+        decode(bytes(data))
+
+
 def test_decode_refuses_what_is_cut_short():
     buffer = io.BytesIO()
     Image.effect_noise((64, 64), 60).save(buffer, "JPEG")

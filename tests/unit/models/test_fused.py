@@ -15,7 +15,7 @@ from promptmeup.models.fused import (
     fused_encoder,
 )
 from promptmeup.models.text import build_bert
-from tests.unit.extraction.conftest import TINY
+from tests.support.tiny_alignment import TINY
 
 B, L = 3, 8
 
