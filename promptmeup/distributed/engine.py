@@ -25,6 +25,9 @@ if not torch.cuda.is_available():
 import deepspeed
 from deepspeed.utils import safe_get_full_fp32_param
 
+MASTER_NAMES = "master_names"
+"""in a checkpoint without ZeRO and of low precision: whose are the optimizer's float32 groups, which have no names"""
+
 
 class EngineConfig(Config):
     """How parameters, gradients and optimizer state are kept over the ranks."""
@@ -92,12 +95,7 @@ def full_weights(engine: Any, *, world: World) -> dict[str, Tensor]:
     """
     weights: dict[str, Tensor] = {}
     # without ZeRO, DeepSpeed's own accessor below does not find them
-    groups = zip(
-        getattr(engine.optimizer, "fp16_groups", ()),
-        getattr(engine.optimizer, "fp32_groups", ()),
-        strict=False,
-    )
-    unsharded = {id(low): high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
+    unsharded = {id(low): high for low, high in _unsharded_masters(engine)}
     for name, parameter in engine.module.named_parameters():
         whole = None
         if parameter.dtype is not torch.float32:
@@ -116,10 +114,23 @@ def full_weights(engine: Any, *, world: World) -> dict[str, Tensor]:
     return weights
 
 
+def _unsharded_masters(engine: Any) -> list[tuple[nn.Parameter, Tensor]]:
+    """Return (parameter, the optimizer's float32 copy) of an engine of low precision without ZeRO, [] of others."""
+    groups = zip(
+        getattr(engine.optimizer, "fp16_groups", ()),
+        getattr(engine.optimizer, "fp32_groups", ()),
+        strict=False,
+    )
+    return [pair for lows, highs in groups for pair in zip(lows, highs, strict=True)]
+
+
 def save_engine(engine: Any, *, folder: Path, tag: str) -> None:
     """Write the engine's state into folder/tag; every rank writes its part and returns when all are done."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    masters = [names[id(low)] for low, _ in _unsharded_masters(engine)]
+    ours = {MASTER_NAMES: masters} if masters else {}
+    engine.save_checkpoint(str(folder), tag=tag, client_state=ours, save_latest=False)
 
 
 def load_engine(engine: Any, *, folder: Path, tag: str) -> None:

@@ -76,7 +76,7 @@ def _model_folder(path: Path) -> Path | None:
     if (path / "journal.jsonl").exists():
         raise WeightsError(
             f"{path} is a run that has saved no model yet (no best/ and no model/ in it); let it finish, or export its "
-            "last checkpoint with launch/export.py"
+            f"last checkpoint with `python launch/export.py run={path} out=DIR` and give model=DIR"
         )
     return None
 

@@ -1,6 +1,6 @@
 """The pre-trained model as a transformers model, and what `AutoModel` has to know of all of ours."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, PreTrainedConfig
@@ -15,6 +15,8 @@ class AlignmentConfig(PreTrainedConfig):  # type: ignore[misc]
 
     Args:
         alignment: of `saving.describe`.
+        eval_mode: how a photo becomes a square (data.transforms.ImageConfig), its size is in `alignment`.
+        max_tokens: longest caption in training, special tokens included.
         source: where it comes from: data, metrics, versions; JSON values.
     """
 
@@ -24,11 +26,15 @@ class AlignmentConfig(PreTrainedConfig):  # type: ignore[misc]
         self,
         *,
         alignment: dict[str, Any] | None = None,
+        eval_mode: Literal["center", "whole"] = "center",
+        max_tokens: int = 40,
         source: dict[str, Any] | None = None,
         **others: Any,
     ) -> None:
         super().__init__(**others)
         self.alignment = alignment
+        self.eval_mode = eval_mode
+        self.max_tokens = max_tokens
         self.source = source or {}
 
 

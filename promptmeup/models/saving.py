@@ -47,6 +47,13 @@ def save_model(
     temporary = folder / f".model.{os.getpid()}.tmp"
     save_file(tensors, temporary)
     temporary.replace(folder / "model.safetensors")
+    save_description(folder, model, tokenizer=tokenizer)
+
+
+def save_description(folder: Path, model: AlignmentModel, *, tokenizer: Any) -> None:
+    """Write the folder without the tensors: with those of a checkpoint it is the whole model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.json").unlink(missing_ok=True)
     tokenizer.save_pretrained(folder / "tokenizer")
     write_json(folder / "model.json", {"schema": _SCHEMA, **describe(model)})
 
@@ -89,7 +96,7 @@ def load_model(folder: Path) -> AlignmentModel:
     Raises:
         WeightsError: no saved model there, another format version, or tensors that do not fit.
     """
-    description = _read_description(folder)
+    description = read_description(folder)
     try:
         model = from_description(description)
     except (ValidationError, KeyError) as error:
@@ -132,7 +139,7 @@ def load_matching(model: nn.Module, folder: Path) -> tuple[list[str], list[str]]
     Raises:
         WeightsError: no saved model there, or nothing fits.
     """
-    _read_description(folder)
+    read_description(folder)
     state, own = _read_tensors(folder), model.state_dict()
     loaded = [name for name in own if name in state and state[name].shape == own[name].shape]
     if not loaded:
@@ -154,7 +161,12 @@ def state_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return what `describe` gave of the model in `folder`, and the format's version.
+
+    Raises:
+        WeightsError: nothing there, or another format version.
+    """
     path = folder / "model.json"
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -40,8 +40,7 @@ def import_mlflow(uri: str) -> None:
     Call it in the thread that will fork data workers: one forked while another thread imports inherits
     import locks that nobody in it releases, and hangs at its own first import.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     modules = ["mlflow", "mlflow.artifacts", "mlflow.entities"]
     if not uri.startswith(("http", "databricks")):
         modules += ["mlflow.store.tracking.sqlalchemy_store", "alembic.command"]
@@ -50,6 +49,12 @@ def import_mlflow(uri: str) -> None:
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every retry
+
+
+def set_environment() -> None:
+    """Tell MLflow to be quiet and not to try for minutes; call it before its first import."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def run_id(folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 import getpass
 import hashlib
+import json
 import os
 import platform
 import re
@@ -12,6 +13,8 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from promptmeup import shard_format
 from promptmeup.config import Config, dump
@@ -150,6 +153,37 @@ def write_run_folder(folder: Path, *, config: Config, environment: dict[str, Any
     path = _numbered(folder, "environment", number, "json")
     shard_format.write_json(path, environment)
     return [*written, path]
+
+
+def last_config(folder: Path) -> dict[str, Any] | None:
+    """Return the resolved configuration of the last start in a run folder; None where none is readable."""
+    found = _last(folder, "config", "yaml")
+    try:
+        return yaml.safe_load(found) if found is not None else None
+    except yaml.YAMLError:
+        return None
+
+
+def last_environment(folder: Path) -> dict[str, Any] | None:
+    """Return the environment of the last start in a run folder; None where none is readable."""
+    found = _last(folder, "environment", "json")
+    try:
+        return json.loads(found) if found is not None else None
+    except ValueError:
+        return None
+
+
+def _last(folder: Path, stem: str, suffix: str) -> str | None:
+    """Return the text of the file with the highest number; a start whose configuration is the last one's wrote none."""
+    numbers = {
+        path: int(path.stem.removeprefix(stem).lstrip("-") or 1)
+        for path in folder.glob(f"{stem}*.{suffix}")
+        if re.fullmatch(rf"{stem}(-\d+)?", path.stem)
+    }
+    try:
+        return max(numbers, key=lambda path: numbers[path]).read_text(encoding="utf-8") if numbers else None
+    except OSError:
+        return None
 
 
 def _numbered(folder: Path, stem: str, number: int, suffix: str) -> Path:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,11 +34,11 @@ from promptmeup.distributed.world import World, agree, highest, join, leave, ran
 from promptmeup.errors import ConfigError, TrainingError
 from promptmeup.losses.total import LossConfig
 from promptmeup.models.alignment import AlignmentModel, ModelConfig, build_model
-from promptmeup.models.saving import load_matching, save_model
+from promptmeup.models.saving import load_matching, save_description, save_model
 from promptmeup.models.text import load_tokenizer
 from promptmeup.prompts.bank import load_banks
 from promptmeup.records import Banks, Batch, RunState
-from promptmeup.shard_format import finished_labels, labels_folder, read_manifest
+from promptmeup.shard_format import finished_labels, labels_folder, read_manifest, write_json
 from promptmeup.tracking.provenance import environment
 from promptmeup.tracking.settings import TrackedDataset, TrackingConfig
 from promptmeup.tracking.tracker import Tracker
@@ -56,7 +57,8 @@ class PretrainConfig(Config):
     """One pre-training run; a teacher is a run with `model.fusion: false` and the image-text loss alone."""
 
     out: Path
-    """run folder: configuration, journal, checkpoints, model/ (the last) and best/ (by retrieval)"""
+    """run folder: configuration, journal, description/ (the model without its weights, and the data), checkpoints,
+    model/ (the last) and best/ (by retrieval)"""
     data: DataConfig
     model: ModelConfig
     start_from: Path | None = None
@@ -172,6 +174,8 @@ def train(config: PretrainConfig, world: World) -> bool:
     state = checkpoint.resume(read, run=config.out, order=sources.identity, world=world) or RunState(
         world_size=world.size, order=sources.identity
     )
+    if world.is_main:
+        _describe(config.out / "description", model=model, tokenizer=hf_tokenizer, sources=sources, val=val)
     pairs_left = (config.epochs or 0) * stream.num_pairs - state.pairs_consumed
     total_steps = config.steps or state.step + max(0, math.ceil(pairs_left / config.global_batch))
     batches = train_batches(
@@ -331,6 +335,28 @@ def _export(engine: Any, folder: Path, *, model: AlignmentModel, tokenizer: Any,
     weights = full_weights(engine, world=world)
     if world.is_main:
         save_model(folder, model, tokenizer=tokenizer, state=weights)
+
+
+def _describe(
+    folder: Path, *, model: AlignmentModel, tokenizer: Any, sources: Sources, val: PackedSplit | None
+) -> None:
+    """Write at the start what makes a model of any checkpoint, without the encoders' first weights and the data."""
+    save_description(folder, model, tokenizer=tokenizer)
+    splits = [*sources.splits, *([val] if val else [])]
+    facts = [
+        {
+            "name": dataset.name,
+            "fingerprint": dataset.digest,
+            "use": dataset.context,
+            "photos": split.manifest.samples,
+            "pairs": split.manifest.pairs,
+            "labels": reader.manifest.bank if reader else None,
+        }
+        for dataset, split, reader in zip_longest(
+            _datasets(sources.splits, val), splits, sources.labels or ()
+        )
+    ]
+    write_json(folder / "data.json", facts)
 
 
 def _gradient_norm(engine: Any) -> dict[str, Tensor]:
