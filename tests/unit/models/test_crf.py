@@ -387,3 +387,27 @@ def test_our_own_mistakes_are_asserted() -> None:
         mask_BL[1, 2] = False
         assert crf(emissions_BLT, tags_BL, mask_BL).isfinite().all()
         mask_BL[1, 2] = True
+
+
+def test_log_partition_is_the_sum_over_every_sound_sequence() -> None:
+    torch.manual_seed(0)
+    crf = _crf()
+    emissions_BLT = torch.randn(3, 4, len(LABELS), dtype=torch.float64)
+    mask_BL = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0]]).bool()
+    found_B = crf.log_partition(emissions_BLT, mask_BL)
+    for row in range(2):
+        _, scores = _every_score(crf, emissions_BLT[row][mask_BL[row]], sound=True)
+        torch.testing.assert_close(found_B[row], scores.logsumexp(0), atol=1e-7, rtol=1e-7)
+    assert found_B[2] == 0
+
+
+def test_without_gold_the_call_decodes_in_place() -> None:
+    """ZeRO-3 gathers parameters at the call of a module, and not for its other methods."""
+    torch.manual_seed(0)
+    crf = _crf()
+    emissions_BLT = torch.randn(3, 5, len(LABELS))
+    mask_BL = torch.tensor([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 1]]).bool()
+    tags_BL = crf(emissions_BLT, None, mask_BL)
+    assert tags_BL.dtype == torch.int64
+    assert (tags_BL[~mask_BL] == -1).all()
+    assert [tags_BL[row][mask_BL[row]].tolist() for row in range(3)] == crf.decode(emissions_BLT, mask_BL)
