@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole path on a made-up news world: generate, pack, teacher, labels, pre-training, evaluation.
+# The whole path on a made-up news world: generate, pack, teacher, labels, pre-training, evaluation, fine-tuning.
 # Every command below is what you would type for your own corpus, with smaller numbers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -36,6 +36,13 @@ for model in teacher student; do
     eval_mode=whole "json_file=quickstart/$model.json"
 done
 
+run python launch/finetune.py --config configs/finetune/tiny.yaml
+posts=quickstart/corpus/extraction/images/entities/test/0000
+for photo in 004 106; do
+  run python launch/predict.py --model quickstart/runs/entities/best --image "$posts/$photo.jpg" \
+    --text "RT Lakeside Party: Northgate was worth the wait"
+done
+
 cat <<END
 
 Done in $((SECONDS - begin)) s. The best that anybody could score is in quickstart/corpus/ceiling.json.
@@ -44,6 +51,7 @@ Done in $((SECONDS - begin)) s. The best that anybody could score is in quicksta
   quickstart/packed          WebDataset shards with boxes, entities and soft labels
   quickstart/runs/teacher    dual encoder: journal.jsonl, curves.png, checkpoints/, model/, best/
   quickstart/runs/student    the pre-trained model, the same files
+  quickstart/runs/entities   fine-tuned for names in posts: result.json, best/, seed-1/ with predictions and pictures
 See the runs in MLflow:
   .venv/bin/mlflow ui --backend-store-uri sqlite:///quickstart/mlflow.db
 END

@@ -4,7 +4,8 @@
     {"id": "b1", "words": ["Ada", "in", "London"], "head": [0, 1], "tail": [2, 3], "relation": "in", "image": null}
 
 Spans are [start, end) in words. `image` is relative to the root, or null. A line may bring "boxes", a list of
-objects as in corpora/boxes.py; further keys are left alone.
+objects as in corpora/boxes.py; further keys are left alone. Files that call these things otherwise are read with
+`keys`, such as {words: tokens, tags: label, image: image_id}, and photos that lie elsewhere with `images`.
 """
 
 from collections.abc import Iterator
@@ -16,9 +17,20 @@ from pydantic import Field
 from promptmeup.config import Config
 from promptmeup.corpora.boxes import read_box
 from promptmeup.corpora.json_files import is_text, read_json_lines
-from promptmeup.corpora.post_files import PhotoFolder, is_tag, is_words, word_span
+from promptmeup.corpora.post_files import (
+    SPLITS,
+    PhotoFolder,
+    is_tag,
+    is_words,
+    of_split,
+    photo_folder,
+    word_span,
+)
 from promptmeup.errors import CorpusError
 from promptmeup.records import Box, RelationInstance, TaggedSentence, WordSpan
+
+_KNOWN_SPLITS = {name for names in SPLITS.values() for name in names}
+Key = Literal["id", "words", "tags", "image", "boxes", "head", "tail", "relation"]
 
 
 class JsonlConfig(Config):
@@ -29,6 +41,10 @@ class JsonlConfig(Config):
     root: Path
     files: dict[str, str] = Field(min_length=1)
     """split -> file under `root`, such as {train: "train.jsonl"}"""
+    keys: dict[Key, str] = Field(default_factory=dict)
+    """our name -> what the files call it, where that is another"""
+    images: Path | None = None
+    """folder that `image` is relative to, or of such folders by split; relative to `root`; None: `root`"""
 
 
 def label_files(config: JsonlConfig, split: str) -> tuple[Path, ...]:
@@ -58,12 +74,14 @@ def read(config: JsonlConfig, split: str) -> tuple[TaggedSentence, ...] | tuple[
 def _rows(config: JsonlConfig, split: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Yield (file and line, all fields, what the two tasks have in common) of each line."""
     (path,) = label_files(config, split)
-    photos = PhotoFolder(config.root)
+    folder = photo_folder(config.images, [config.root], root=config.root, setting="images")
+    photos = PhotoFolder(of_split(folder, split) if config.images and split in _KNOWN_SPLITS else folder)
     lines: dict[str, int] = {}
     for number, fields in read_json_lines(path, missing=f"corpus.files.{split} names it"):
         place = f"{path} line {number}"
         if not isinstance(fields, dict):
             raise CorpusError(f"{place}: expected a JSON object")
+        fields |= {own: fields[theirs] for own, theirs in config.keys.items() if theirs in fields}
         common = _common(place, fields, photos)
         earlier = lines.setdefault(common["id"], number)
         if earlier != number:

@@ -17,6 +17,7 @@ from tests.support.ranks import run_ranks
 from tests.support.real_data import ROOT
 
 TINY = (
+    "start_from=null",
     "model.text.hidden=32",
     "model.text.intermediate=64",
     "model.text.layers=2",

@@ -9,6 +9,7 @@ import pytest
 
 from promptmeup.config import Config, load
 from promptmeup.corpora.synthetic import SyntheticConfig
+from promptmeup.extraction.seed_run import FinetuneConfig
 from promptmeup.packing.settings import PackConfig
 from promptmeup.training.label import LabelRunConfig
 from promptmeup.training.pretrain import PretrainConfig
@@ -29,6 +30,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "configs/pack": PackConfig,
     "configs/pretrain": PretrainConfig,
     "configs/label": LabelRunConfig,
+    "configs/finetune": FinetuneConfig,
 }
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
 
