@@ -23,7 +23,8 @@ from tests.benchmarks import harness
 from tests.benchmarks.peers import entity_markers, finetuned
 from tests.support.real_data import real_data
 
-EPOCHS, SEEDS = 3, (1, 2)
+EPOCHS, SEEDS = 2, (1,)
+# a seed takes both sides half an hour of two cores
 NONE = "None"
 OURS, PEER = "promptmeup", "transformers, entity markers"
 
@@ -72,7 +73,7 @@ def measure() -> tuple[Sequence[harness.Row], Mapping[str, float]]:
             {
                 "side": side,
                 "val F1": round(fmean(f1), 2),
-                "std": round(stdev(f1), 2),
+                "std": round(stdev(f1), 2) if len(f1) > 1 else None,
                 "accuracy": round(100 * fmean(score.accuracy for score in scores), 2),
                 "s/epoch": spread.median,
                 "p25": spread.p25,
