@@ -177,3 +177,26 @@ def test_real_photos_with_their_real_tags(tmp_path: Path) -> None:
     found = statistics(JsonlConfig(task="entities", root=tmp_path, files=files), "train")
     assert (found.sentences, found.images, found.missing_images, found.broken_tags) == (5, 4, 1, 0)
     assert sum(found.entities.values()) > 0
+
+
+def test_files_that_call_things_otherwise_and_photos_elsewhere(tmp_path: Path) -> None:
+    put(tmp_path / "photos/train/a.jpg")
+    row = {"id": "a", "tokens": ["Ada"], "label": ["B-PER"], "image_id": "a.jpg", "words": "not these"}
+    plain = write_corpus(tmp_path, [row])
+    keys = {"words": "tokens", "tags": "label", "image": "image_id"}
+    settings = plain.model_dump() | {"keys": keys, "images": Path("photos")}
+    (found,) = read(JsonlConfig.model_validate(settings), "train")
+    assert isinstance(found, TaggedSentence)
+    assert (found.words, found.tags) == (("Ada",), ("B-PER",))
+    assert found.image == tmp_path / "photos/train/a.jpg"
+    with pytest.raises(CorpusError, match=r"photos2 is no folder; correct it, or leave images out"):
+        read(JsonlConfig.model_validate(settings | {"images": Path("photos2")}), "train")
+    (tmp_path / "bad.yaml").write_text(
+        "corpus: {kind: jsonl, task: entities, root: x, files: {a: b}, keys: {wrods: t}}"
+    )
+
+    class Command(Config):
+        corpus: ExtractionCorpus
+
+    with pytest.raises(ConfigError, match=r"wrods"):
+        load(Command, tmp_path / "bad.yaml", [])

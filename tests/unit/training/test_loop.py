@@ -104,3 +104,29 @@ def test_step_seeds_differ() -> None:
     assert len(seeds) == 3 * 10 * 4
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert step_seed(1, step=2, rank=3) == step_seed(1, step=2, rank=3)
+
+
+def test_an_evaluation_may_be_the_last() -> None:
+    class Contented(Recorder):
+        def fit(self, total: int, every: Every) -> bool:
+            def evaluate() -> bool:
+                self.events.append(("evaluate", self.state.step))
+                return self.state.step >= 4
+
+            return fit(
+                self.step,
+                batches(),
+                state=self.state,
+                total_steps=total,
+                global_batch=2,
+                every=every,
+                log=lambda step, values, seconds: None,
+                evaluate=evaluate,
+                save=lambda: self.events.append(("save", self.state.step)),
+                should_stop=lambda: False,
+            )
+
+    run = Contented()
+    assert run.fit(9, Every(log=100, evaluate=2, save=0)), "that is a finished run"
+    assert run.events == [("evaluate", 2), ("evaluate", 4), ("save", 4)]
+    assert run.steps == [0, 1, 2, 3]
