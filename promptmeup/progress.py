@@ -35,7 +35,7 @@ class Progress:
             if self._stream.isatty()
             else None
         )
-        self._done = 0
+        self._done, self._shown = 0, -1
         self._notes: dict[str, object] = {}
         self._start = self._last_line = time.monotonic()
 
@@ -50,7 +50,7 @@ class Progress:
             self._print_line()
 
     def _print_line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._shown = time.monotonic(), self._done
         rate = self._done / max(self._last_line - self._start, 1e-9)
         of_total = f" of {self._total}" if self._total is not None else ""
         parts = [f"{self._done}{of_total} {self._unit}", f"{rate:.1f} {self._unit}/s"]
@@ -65,7 +65,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        else:
+        elif self._shown != self._done:
             self._print_line()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from promptmeup.config import Config
 from promptmeup.distributed.world import World
-from promptmeup.errors import CheckpointError
+from promptmeup.errors import CheckpointError, ConfigError
 
 # DeepSpeed probes the accelerator at import and prints a warning where it finds none: say it ourselves.
 if not torch.cuda.is_available():
@@ -35,9 +35,30 @@ class EngineConfig(Config):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """ZeRO: 0 nothing sharded, 1 optimizer state, 2 gradients too, 3 parameters too"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU, fp32 on a CPU"""
+    """auto: bf16 on a GPU, fp32 on a CPU and for models with batch normalisation"""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """largest norm of the gradient; 0 switches clipping off"""
+
+
+def fitting(config: EngineConfig, model: nn.Module, device: torch.device) -> EngineConfig:
+    """Return `config` with "auto" decided for `model` on `device`.
+
+    DeepSpeed (0.19) casts parameters to bf16 and leaves buffers in float32; batch normalisation with its statistics in
+    one and its weights in the other fails at the first step.
+
+    Raises:
+        ConfigError: bf16 was asked for, and the model has batch normalisation.
+    """
+    has_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if has_norm and config.precision == "bf16":
+        raise ConfigError(
+            "engine.precision = bf16 does not go with batch normalisation, which this vision encoder has: set "
+            "engine.precision=fp32, or choose a ViT or a ConvNeXt"
+        )
+    if config.precision != "auto":
+        return config
+    low = device.type == "cuda" and not has_norm
+    return config.model_copy(update={"precision": "bf16" if low else "fp32"})
 
 
 def compute_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:

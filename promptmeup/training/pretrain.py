@@ -26,6 +26,7 @@ from promptmeup.distributed.engine import (
     EngineConfig,
     build_engine,
     compute_dtype,
+    fitting,
     full_weights,
     load_engine,
     save_engine,
@@ -162,11 +163,12 @@ def train(config: PretrainConfig, world: World) -> bool:
         model.to(world.device), backbones=model.backbone_modules(), config=config.optim
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
-    dtype = compute_dtype(config.engine, world.device)
+    engine_config = fitting(config.engine, model, world.device)
+    dtype = compute_dtype(engine_config, world.device)
     engine = build_engine(
         model,
         optimizer=optimizer,
-        config=config.engine,
+        config=engine_config,
         batch=config.global_batch // world.size,
         world=world,
     )
