@@ -101,3 +101,17 @@ def test_curves_of_an_empty_journal_are_an_empty_picture(tmp_path: Path) -> None
     curves.draw(tmp_path / "journal.jsonl", tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.format == "PNG"
+
+
+def test_evaluations_of_splits_and_types_have_panels_of_their_own(tmp_path: Path) -> None:
+    book = journal.Journal(tmp_path / "journal.jsonl")
+    named = {"val/f1": 0.5, "val/recall": 0.4, "val/type/PER/f1": 0.3, "val/relation/per/loc/f1": 0.2}
+    book.write("evaluation", step=1, **named, mean_recall=0.1)
+    book.close()
+    panels = {panel: sorted(found) for panel, found in curves._panels(book.path).items()}
+    assert panels == {
+        "evaluation": ["mean_recall"],
+        "val": ["val/f1", "val/recall"],
+        "val/type": ["val/type/PER/f1"],
+        "val/relation": ["val/relation/per/loc/f1"],
+    }
