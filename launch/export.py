@@ -1,7 +1,7 @@
 """Export to Hugging Face's format: `python launch/export.py run=RUN out=DIR checkpoint=latest`"""
 
 from promptmeup.config import command
-from promptmeup.extraction.export import ExportConfig, export
+from promptmeup.export.export import ExportConfig, export
 
 
 def main(config: ExportConfig) -> None:

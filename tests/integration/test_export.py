@@ -20,7 +20,7 @@ from torch import Tensor
 
 from promptmeup.config import command, load
 from promptmeup.errors import CheckpointError, ConfigError, UserError
-from promptmeup.extraction.export import ExportConfig, export
+from promptmeup.export.export import ExportConfig, export
 from promptmeup.extraction.folder import load_finetuned
 from promptmeup.extraction.seed_run import FinetuneConfig
 from promptmeup.extraction.start import EncodersConfig, open_start
@@ -297,7 +297,7 @@ def test_replaced_whole_or_not_at_all(run: Path, tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("promptmeup.extraction.export.write_atomically", full)
+        patched.setattr("promptmeup.export.export.write_atomically", full)
         with pytest.raises(ConfigError, match="No space left on device; make room"):
             exported(run, tmp_path / "out", checkpoint="latest")
     assert json.loads((tmp_path / "out/export.json").read_text())["weights"] == "best"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from promptmeup.errors import CheckpointError, ConfigError, WeightsError
-from promptmeup.extraction.source import find_source
+from promptmeup.export.source import find_source
 
 
 def pretraining(run: Path, *, models: tuple[str, ...] = (), steps: tuple[int, ...] = ()) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from promptmeup.extraction.facts import Facts, Metric
+from promptmeup.export.facts import Facts, Metric
 from promptmeup.models.extraction import EntityConfig, ExtractionConfig, RelationConfig
 from promptmeup.models.pretrained import AlignmentConfig
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from promptmeup.errors import CheckpointError
+from promptmeup.export.source import Source
 from promptmeup.extraction.report import MAIN_SCORES, percent
-from promptmeup.extraction.source import Source
 from promptmeup.tracking import journal
 from promptmeup.tracking.provenance import last_environment, redact
 from promptmeup.tracking.settings import flatten

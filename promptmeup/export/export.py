@@ -14,11 +14,11 @@ from transformers import AutoModel
 
 from promptmeup.config import Config
 from promptmeup.errors import CheckpointError, ConfigError
-from promptmeup.extraction.card import write_card
-from promptmeup.extraction.facts import Facts, public, read_facts, steps_of
+from promptmeup.export.card import write_card
+from promptmeup.export.facts import Facts, public, read_facts, steps_of
+from promptmeup.export.pyfunc import INPUTS
+from promptmeup.export.source import Source, find_source
 from promptmeup.extraction.folder import load_finetuned, save_finetuned
-from promptmeup.extraction.pyfunc import INPUTS
-from promptmeup.extraction.source import Source, find_source
 from promptmeup.models.pretrained import AlignmentConfig, PretrainedAlignmentModel
 from promptmeup.models.processor import save_processor
 from promptmeup.models.saving import (
@@ -217,7 +217,7 @@ def _add_pyfunc(folder: Path, *, beside: Path) -> None:
     """Write folder/mlflow_model; made at `beside` first, since it holds a copy of the folder."""
     found = versions()
     requirements = [f"{name}=={found[name]}" for name in _REQUIREMENTS if name in found]
-    loader = "promptmeup.extraction.pyfunc"
+    loader = "promptmeup.export.pyfunc"
     save_pyfunc(beside, loader=loader, data=folder, inputs=INPUTS, requirements=requirements)
     beside.rename(folder / "mlflow_model")
 

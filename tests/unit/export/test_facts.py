@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from promptmeup.extraction.facts import public
+from promptmeup.export.facts import public
 
 
 @pytest.mark.parametrize(
