@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from promptmeup.distributed.accelerated import join_accelerator
-from promptmeup.distributed.world import World, barrier, broadcast_object, leave
+from promptmeup.distributed.world import World, barrier, broadcast_object, leave, say
 from promptmeup.errors import CheckpointError
-from promptmeup.extraction.report import labels_line, spread, summary_row
+from promptmeup.extraction.report import describe_corpus, labels_line, spread, summary_row
 from promptmeup.extraction.seed_run import FinetuneConfig, train_seed
 from promptmeup.shard_format import write_json
 from promptmeup.tracking.console import table
@@ -23,6 +23,7 @@ def finetune(config: FinetuneConfig) -> None:
         precision=config.precision, batch=config.batch, clipping=config.optim.gradient_clipping
     )
     try:
+        say(world, describe_corpus(config.data))
         results = []
         for seed in config.seeds:
             folder = config.out / f"seed-{seed}"

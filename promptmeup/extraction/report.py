@@ -6,7 +6,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, cast
 
+from promptmeup.corpora import extraction
 from promptmeup.corpora.extraction import Statistics
+from promptmeup.extraction.data import ExtractionData
 from promptmeup.extraction.inference import Prediction
 from promptmeup.extraction.metrics import (
     EntityScores,
@@ -18,9 +20,36 @@ from promptmeup.extraction.metrics import (
 from promptmeup.extraction.plots import draw_confusion, draw_scores
 from promptmeup.extraction.predictions import EntityPrediction, RelationPrediction, write_predictions
 from promptmeup.shard_format import write_json
+from promptmeup.tracking.console import table
 
 MAIN_SCORES = ("f1", "precision", "recall", "strict_f1", "accuracy")
 """what people look at first"""
+
+
+def describe_corpus(data: ExtractionData) -> str:
+    """Return what the splits of a corpus hold as a table, to be held beside published numbers, and what is amiss.
+
+    Raises:
+        CorpusError: a split is absent or malformed.
+    """
+    splits = dict.fromkeys(["train", "val", *data.splits])
+    found = {split: extraction.statistics(data, split) for split in splits}
+    text = table([_counts(split, statistics) for split, statistics in found.items()])
+    if not data.text_only and found["train"].images == 0:
+        text += (
+            "\nwarning: no photo of the training split is there, so that every sentence goes without one; say where they "
+            "lie with data.images, or leave them alone with data.text_only=true"
+        )
+    return text
+
+
+def _counts(split: str, found: Statistics) -> dict[str, Any]:
+    row: dict[str, Any] = {"split": split, "sentences": found.sentences, "words": found.words}
+    if found.relations:
+        row |= {"relations": len(found.relations), "overlapping spans": found.overlapping_spans}
+    else:
+        row |= {"entities": sum(found.entities.values()), **found.entities, "broken I-": found.broken_tags}
+    return row | {"photos": found.images, "missing photos": found.missing_images}
 
 
 def score(predictions: Sequence[Prediction], *, none: str | None) -> EntityScores | RelationScores:

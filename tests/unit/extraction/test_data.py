@@ -9,9 +9,11 @@ import pytest
 
 from promptmeup.config import load
 from promptmeup.errors import ConfigError, CorpusError
-from promptmeup.extraction.data import JsonlData, labels_of, subset, task_of
+from promptmeup.extraction.data import JsonlData, TwitterData, labels_of, subset, task_of
+from promptmeup.extraction.report import describe_corpus
 from promptmeup.extraction.seed_run import FinetuneConfig
 from promptmeup.records import RelationInstance, TaggedSentence, WordSpan
+from tests.support.real_data import real_data
 
 
 def tagged(number: int, *kinds: str) -> TaggedSentence:
@@ -84,3 +86,43 @@ def test_either_fraction_or_shots() -> None:
         load(FinetuneConfig, None, [*common, "data.fraction=0.1", "data.shots=5"])
     with pytest.raises(ConfigError, match=r"unknown key 'data.fractoin'.*did you mean 'data.fraction'"):
         load(FinetuneConfig, None, [*common, "data.fractoin=0.1"])
+
+
+def test_what_a_corpus_holds_is_shown(tmp_path: Path) -> None:
+    rows = [
+        {"words": ["a", "b"], "tags": tags} for tags in (["B-PER", "I-PER"], ["O", "I-LOC"], ["B-PER", "O"])
+    ]
+    data = corpus(tmp_path, rows, "entities")
+    data = data.model_copy(update={"files": dict.fromkeys(("train", "val"), "train.jsonl"), "splits": ()})
+    lines = describe_corpus(data).splitlines()
+    assert lines[0].split() == [
+        "split",
+        "sentences",
+        "words",
+        "entities",
+        "PER",
+        "broken",
+        "I-",
+        "photos",
+        "missing",
+        "photos",
+    ]
+    assert lines[2].split() == ["train", "3", "6", "2", "2", "1", "0", "0"]
+    assert lines[-1].startswith("warning: no photo of the training split is there")
+    assert "warning" not in describe_corpus(data.model_copy(update={"text_only": True}))
+    relations = [{"words": ["a", "b"], "head": [0, 2], "tail": [1, 2], "relation": "x"}]
+    data = corpus(tmp_path, relations, "relations")
+    data = data.model_copy(
+        update={"files": dict.fromkeys(("train", "val"), "train.jsonl"), "splits": ("val",)}
+    )
+    assert describe_corpus(data).splitlines()[2].split() == ["train", "1", "2", "1", "1", "0", "0"]
+
+
+def test_the_real_counts_are_the_published_ones() -> None:
+    data = TwitterData(root=real_data("twitter_mner/twitter2015"), text_only=True)
+    shown = [line.split() for line in describe_corpus(data).splitlines()[2:]]
+    assert [(row[0], row[1], row[3]) for row in shown] == [
+        ("train", "4000", "6166"),
+        ("val", "1000", "1541"),
+        ("test", "3257", "5072"),
+    ]
