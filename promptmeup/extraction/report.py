@@ -37,8 +37,8 @@ def describe_corpus(data: ExtractionData) -> str:
     text = table([_counts(split, statistics) for split, statistics in found.items()])
     if not data.text_only and found["train"].images == 0:
         text += (
-            "\nwarning: no photo of the training split is there, so that every sentence goes without one; say where they "
-            "lie with data.images, or leave them alone with data.text_only=true"
+            "\nwarning: no photo of the training split is there, so that every sentence goes without one; say where "
+            "they lie with data.images, or leave them alone with data.text_only=true"
         )
     return text
 
