@@ -297,3 +297,13 @@ def test_launched_by_accelerate(
     one, two = (json.loads((folder / "result.json").read_text()) for folder in (alone, tmp_path / "run"))
     assert two["splits"]["test"]["scores"]["f1"] == one["splits"]["test"]["scores"]["f1"]
     assert "entities, seed 1, in percent" in done.stdout
+
+
+@pytest.mark.parametrize("task", ["entities", "relations"])
+def test_in_bf16(pretrained: Path, corpus: Path, tmp_path: Path, task: str) -> None:
+    for precision in ("fp32", "bf16"):
+        overrides = (f"precision={precision}", "epochs=1", f"data.max_crops={2 if task == 'entities' else 0}")
+        assert run(configured(corpus, tmp_path / precision, pretrained, *overrides, task=task)) == 0
+    wide, low = losses(tmp_path / "fp32"), losses(tmp_path / "bf16")
+    assert low[1] == pytest.approx(wide[1], rel=2e-2)
+    assert low[1] != wide[1]
