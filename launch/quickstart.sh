@@ -38,9 +38,9 @@ done
 
 run python launch/finetune.py --config configs/finetune/tiny.yaml
 posts=quickstart/corpus/extraction/images/entities/test/0000
-for photo in 004 106; do
+for photo in 058 248; do
   run python launch/predict.py --model quickstart/runs/entities/best --image "$posts/$photo.jpg" \
-    --text "RT Lakeside Party: Northgate was worth the wait"
+    --text "great day with Adeyemi at the Rugby Cup in San Belmonte!"
 done
 
 cat <<END
