@@ -15,6 +15,7 @@ from promptmeup.corpora.twitter import TwitterConfig
 from promptmeup.records import RelationInstance, TaggedSentence
 from promptmeup.shard_format import file_sha256
 
+Rows = tuple[TaggedSentence, ...] | tuple[RelationInstance, ...]
 ExtractionCorpus = Annotated[TwitterConfig | MnreConfig | JsonlConfig, Field(discriminator="kind")]
 
 
@@ -60,7 +61,7 @@ def label_files(corpus: ExtractionCorpus, split: str) -> tuple[Path, ...]:
     return extraction_jsonl.label_files(corpus, split)
 
 
-def read(corpus: ExtractionCorpus, split: str) -> tuple[TaggedSentence, ...] | tuple[RelationInstance, ...]:
+def read(corpus: ExtractionCorpus, split: str) -> Rows:
     """Return what `split` holds, in the file's order.
 
     Raises:
@@ -79,7 +80,11 @@ def statistics(corpus: ExtractionCorpus, split: str) -> Statistics:
     Raises:
         CorpusError: as `read`.
     """
-    rows = read(corpus, split)
+    return count(corpus, split, read(corpus, split))
+
+
+def count(corpus: ExtractionCorpus, split: str, rows: Rows) -> Statistics:
+    """Return what is in `split`, whose rows have been read."""
     begins: Counter[str] = Counter()
     broken: Counter[str] = Counter()
     relations: Counter[str] = Counter()

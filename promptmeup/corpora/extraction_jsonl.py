@@ -18,7 +18,6 @@ from promptmeup.config import Config
 from promptmeup.corpora.boxes import read_box
 from promptmeup.corpora.json_files import is_text, read_json_lines
 from promptmeup.corpora.post_files import (
-    SPLITS,
     PhotoFolder,
     is_tag,
     is_words,
@@ -29,7 +28,6 @@ from promptmeup.corpora.post_files import (
 from promptmeup.errors import CorpusError
 from promptmeup.records import Box, RelationInstance, TaggedSentence, WordSpan
 
-_KNOWN_SPLITS = {name for names in SPLITS.values() for name in names}
 Key = Literal["id", "words", "tags", "image", "boxes", "head", "tail", "relation"]
 
 
@@ -75,7 +73,7 @@ def _rows(config: JsonlConfig, split: str) -> Iterator[tuple[str, dict[str, Any]
     """Yield (file and line, all fields, what the two tasks have in common) of each line."""
     (path,) = label_files(config, split)
     folder = photo_folder(config.images, [config.root], root=config.root, setting="images")
-    photos = PhotoFolder(of_split(folder, split) if config.images and split in _KNOWN_SPLITS else folder)
+    photos = PhotoFolder(of_split(folder, split) if config.images else folder)
     lines: dict[str, int] = {}
     for number, fields in read_json_lines(path, missing=f"corpus.files.{split} names it"):
         place = f"{path} line {number}"

@@ -134,7 +134,8 @@ def of_split(folder: Path | None, split: str) -> Path | None:
     """
     if folder is None:
         return None
-    return next((folder / name for name in spellings(split) if (folder / name).is_dir()), folder)
+    names = next((names for names in SPLITS.values() if split in names), (split,))
+    return next((folder / name for name in names if (folder / name).is_dir()), folder)
 
 
 class Crops:

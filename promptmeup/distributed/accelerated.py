@@ -8,7 +8,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from promptmeup.distributed.world import World, place, share_cores
+from promptmeup.distributed.world import World, announce, place, share_cores
 
 
 def join_accelerator(
@@ -28,8 +28,7 @@ def join_accelerator(
     """
     rank, size, local_rank = place(os.environ)
     if size > 1:
-        for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", local_rank)):
-            os.environ.setdefault(name, str(value))
+        announce(rank, size, local_rank)
     has_gpu = torch.cuda.is_available()
     mixed = "bf16" if precision == "bf16" or (precision == "auto" and has_gpu) else "no"
     with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"

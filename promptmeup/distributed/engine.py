@@ -40,8 +40,8 @@ class EngineConfig(Config):
     """largest norm of the gradient; 0 switches clipping off"""
 
 
-def fitting(config: EngineConfig, model: nn.Module, device: torch.device) -> EngineConfig:
-    """Return `config` with "auto" decided for `model` on `device`.
+def compute_dtype(config: EngineConfig, model: nn.Module, device: torch.device) -> torch.dtype:
+    """Return the type of the parameters in forward; floating inputs must be cast to it.
 
     DeepSpeed (0.19) casts parameters to bf16 and leaves buffers in float32; batch normalisation with its statistics in
     one and its weights in the other fails at the first step.
@@ -55,16 +55,8 @@ def fitting(config: EngineConfig, model: nn.Module, device: torch.device) -> Eng
             "engine.precision = bf16 does not go with batch normalisation, which this vision encoder has: set "
             "engine.precision=fp32, or choose a ViT or a ConvNeXt"
         )
-    if config.precision != "auto":
-        return config
-    low = device.type == "cuda" and not has_norm
-    return config.model_copy(update={"precision": "bf16" if low else "fp32"})
-
-
-def compute_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
-    """Return the type of the parameters in forward; floating inputs must be cast to it."""
     if config.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.bfloat16 if device.type == "cuda" and not has_norm else torch.float32
     return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 
@@ -82,7 +74,7 @@ def build_engine(
         "gradient_clipping": config.gradient_clipping,
         "zero_optimization": {"stage": config.zero_stage},
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": compute_dtype(config, world.device) is torch.bfloat16},
+        "bf16": {"enabled": compute_dtype(config, model, world.device) is torch.bfloat16},
     }
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     return engine

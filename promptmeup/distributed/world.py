@@ -101,6 +101,12 @@ def place(environment: Mapping[str, str]) -> tuple[int, int, int]:
     return rank, size, local_rank
 
 
+def announce(rank: int, size: int, local_rank: int) -> None:
+    """Set RANK, WORLD_SIZE and LOCAL_RANK in the environment where they are missing: libraries read them there."""
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", local_rank)):
+        os.environ.setdefault(name, str(value))
+
+
 def choose_device(local_rank: int, *, num_devices: int) -> torch.device:
     """Return the CPU where no GPU is visible, the only one where one is, else GPU number `local_rank`.
 
@@ -137,8 +143,7 @@ def join(*, timeout: timedelta = timedelta(minutes=30)) -> World:
     device = choose_device(local_rank, num_devices=torch.cuda.device_count())
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", local_rank)):
-        os.environ.setdefault(name, str(value))
+    announce(rank, size, local_rank)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if size == 1:
         store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True, timeout=timeout)  # type: ignore[attr-defined]
@@ -159,6 +164,11 @@ def join(*, timeout: timedelta = timedelta(minutes=30)) -> World:
             f"{size} processes were started and that they reach this address"
         ) from error
     return World(rank, size, local_rank, device)
+
+
+def gpu_names() -> list[str]:
+    """Return the names of this node's GPUs, as far as this process sees them."""
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def share_cores(world: World) -> None:

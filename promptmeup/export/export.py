@@ -28,8 +28,8 @@ from promptmeup.models.saving import (
     read_description,
     state_fingerprint,
 )
-from promptmeup.models.weights import quiet_transformers, some
-from promptmeup.shard_format import file_sha256, write_atomically, write_json
+from promptmeup.models.weights import misfits, quiet_transformers, some
+from promptmeup.shard_format import file_sha256, replace_folder, write_atomically, write_json
 from promptmeup.tracking.mlflow_model import save_pyfunc
 from promptmeup.tracking.provenance import versions
 
@@ -169,10 +169,7 @@ def _of_checkpoint(source: Source) -> tuple[dict[str, Any], dict[str, Tensor], A
 
 
 def _load(model: Any, state: Mapping[str, Tensor], source: Source) -> None:
-    own = model.state_dict()
-    wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
-    wrong += sorted(set(state) - set(own))
-    if wrong:
+    if wrong := misfits(model.state_dict(), state):
         raise CheckpointError(
             f"{source.weights} does not fit the model that {source.run} describes; missing, unknown or of another "
             f"shape: {some(wrong)}; model.* was changed between two starts: choose a later checkpoint"
@@ -261,9 +258,4 @@ def _put_in_place(new: Path, out: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    new.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(out, new)

@@ -1,15 +1,13 @@
 """What an export takes its weights from: which folder of which run, found by what lies in it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from promptmeup.errors import CheckpointError, ConfigError, WeightsError
-from promptmeup.models.extraction import EXTRACTION_MODELS
+from promptmeup.models.extraction import EXTRACTION_TYPES
+from promptmeup.models.weights import model_type
 from promptmeup.tracking.provenance import last_config
-
-_OURS = tuple(config.model_type for config, _ in EXTRACTION_MODELS)
 
 
 @dataclass(frozen=True)
@@ -124,10 +122,7 @@ def _is_pretraining(config: dict[str, Any]) -> bool:
 def _holds_model(folder: Path) -> bool:
     if (folder / "model.json").exists():
         return (folder / "model.safetensors").exists()
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") in _OURS
-    except (OSError, ValueError, AttributeError):
-        return False
+    return model_type(folder) in EXTRACTION_TYPES
 
 
 def _only_best(run: Path, checkpoint: str | None) -> str:

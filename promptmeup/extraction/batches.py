@@ -4,8 +4,8 @@ The order is a function of (seed, epoch) alone, so a run goes on after any step,
 global batches.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,18 +30,20 @@ class ExtractionBatch:
     """positions of the examples"""
     weights_B: Tensor
     """float32; 0 for a row that only fills up, so that ranks have equally many"""
-    keys: tuple[str, ...] = field(default=())
+    keys: tuple[str, ...]
     """the examples' ids, for messages"""
 
     def to(self, device: torch.device) -> "ExtractionBatch":
         """Return the batch on `device`."""
-        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        return ExtractionBatch(inputs, self.rows, self.weights_B.to(device), self.keys)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "ExtractionBatch":
         """Return the batch in page-locked memory; a DataLoader calls this by its name."""
-        inputs = {name: value.pin_memory() for name, value in self.inputs.items()}
-        return ExtractionBatch(inputs, self.rows, self.weights_B.pin_memory(), self.keys)
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "ExtractionBatch":
+        inputs = {name: change(value) for name, value in self.inputs.items()}
+        return replace(self, inputs=inputs, weights_B=change(self.weights_B))
 
 
 class Rows(Dataset[ExtractionBatch]):

@@ -1,6 +1,7 @@
 """What is fine-tuned on, and how much of it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -8,7 +9,7 @@ from pydantic import Field, model_validator
 
 from promptmeup.config import Config
 from promptmeup.corpora import extraction, mnre
-from promptmeup.corpora.extraction import ExtractionCorpus
+from promptmeup.corpora.extraction import ExtractionCorpus, Statistics
 from promptmeup.corpora.extraction_jsonl import JsonlConfig
 from promptmeup.corpora.mnre import MnreConfig
 from promptmeup.corpora.twitter import TwitterConfig
@@ -63,6 +64,27 @@ class JsonlData(JsonlConfig, _Options):
 ExtractionData = Annotated[TwitterData | MnreData | JsonlData, Field(discriminator="kind")]
 
 
+@dataclass(frozen=True)
+class Corpus:
+    """All that a run needs of its corpus, read once for all seeds."""
+
+    data: ExtractionData
+    rows: dict[str, extraction.Rows]
+    """by split: train, val, and those that are evaluated at the end"""
+    statistics: dict[str, Statistics]
+    """likewise; of the whole training split, before `fraction` and `shots`"""
+
+
+def read_corpus(data: ExtractionData) -> Corpus:
+    """Read every split that a run needs.
+
+    Raises:
+        CorpusError: one is absent or malformed.
+    """
+    rows = {split: extraction.read(data, split) for split in dict.fromkeys(["train", "val", *data.splits])}
+    return Corpus(data, rows, {split: extraction.count(data, split, found) for split, found in rows.items()})
+
+
 def task_of(data: ExtractionCorpus) -> Task:
     """Return what the corpus is labelled for."""
     if isinstance(data, JsonlConfig):
@@ -70,18 +92,17 @@ def task_of(data: ExtractionCorpus) -> Task:
     return "entities" if isinstance(data, TwitterConfig) else "relations"
 
 
-def labels_of(data: ExtractionData, *, none: str | None) -> tuple[str, ...]:
-    """Return the tags or relations of the whole training split, in the order of their ids.
+def labels_of(data: ExtractionData, rows: Sequence[Labelled], *, none: str | None) -> tuple[str, ...]:
+    """Return the tags or relations of the training split, all of whose rows are given, in the order of their ids.
 
     Tags: O, then B- and I- of each type by name. Relations: as the corpus numbers them, else `none` first and the
     others by name.
 
     Raises:
-        CorpusError: the split is empty or unreadable.
+        CorpusError: the split is empty, or MNRE's list of relations unreadable.
     """
     if isinstance(data, MnreConfig):
         return mnre.relations(data)
-    rows = extraction.read(data, "train")
     if not rows:
         raise CorpusError(f"the training split of {data.root} is empty")
     names = set()

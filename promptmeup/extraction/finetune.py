@@ -9,6 +9,7 @@ from typing import Any
 from promptmeup.distributed.accelerated import join_accelerator
 from promptmeup.distributed.world import World, barrier, broadcast_object, leave, say
 from promptmeup.errors import CheckpointError
+from promptmeup.extraction.data import read_corpus
 from promptmeup.extraction.report import describe_corpus, labels_line, spread, summary_row
 from promptmeup.extraction.seed_run import FinetuneConfig, train_seed
 from promptmeup.shard_format import write_json
@@ -23,12 +24,19 @@ def finetune(config: FinetuneConfig) -> None:
         precision=config.precision, batch=config.batch, clipping=config.optim.gradient_clipping
     )
     try:
-        say(world, describe_corpus(config.data))
+        corpus = read_corpus(config.data)
+        say(world, describe_corpus(corpus))
         results = []
         for seed in config.seeds:
             folder = config.out / f"seed-{seed}"
             result = _finished(config, seed, folder, world) or train_seed(
-                config, seed=seed, folder=folder, accelerator=accelerator, world=world, stop=stop
+                config,
+                corpus=corpus,
+                seed=seed,
+                folder=folder,
+                accelerator=accelerator,
+                world=world,
+                stop=stop,
             )
             if result is None:
                 sys.exit(SAVED_EXIT_CODE)

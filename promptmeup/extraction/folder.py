@@ -1,6 +1,5 @@
 """The folder of a fine-tuned model: all that predicting needs, as transformers writes and reads it."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from promptmeup.errors import WeightsError
 from promptmeup.extraction.pictures import Pictures
-from promptmeup.models.extraction import EXTRACTION_MODELS, EntityModel, RelationConfig, RelationModel, Task
+from promptmeup.models.extraction import EXTRACTION_TYPES, EntityModel, RelationConfig, RelationModel, Task
 from promptmeup.models.processor import save_processor
-from promptmeup.models.weights import quiet_transformers, some
-
-_KNOWN = tuple(config.model_type for config, _ in EXTRACTION_MODELS)
+from promptmeup.models.weights import model_type, quiet_transformers, some
+from promptmeup.shard_format import replace_folder
 
 
 @dataclass(frozen=True)
@@ -66,12 +64,7 @@ def save_finetuned(
                 mean=model.encoder.vision.mean,
                 std=model.encoder.vision.std,
             )
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(folder, new)
 
 
 def load_finetuned(folder: Path, *, device: torch.device | None = None) -> FinetunedModel:
@@ -88,10 +81,10 @@ def load_finetuned(folder: Path, *, device: torch.device | None = None) -> Finet
         )
     try:
         with quiet_transformers():
-            model_type = AutoConfig.from_pretrained(place).model_type
-            if model_type not in _KNOWN:
+            found_type = AutoConfig.from_pretrained(place).model_type
+            if found_type not in EXTRACTION_TYPES:
                 raise WeightsError(
-                    f"{place} holds a '{model_type}' model, which extracts nothing yet: fine-tune it with "
+                    f"{place} holds a '{found_type}' model, which extracts nothing yet: fine-tune it with "
                     "launch/finetune.py first"
                 )
             model, report = AutoModel.from_pretrained(place, output_loading_info=True)
@@ -119,11 +112,7 @@ def load_finetuned(folder: Path, *, device: torch.device | None = None) -> Finet
 def finetuned_folder(folder: Path) -> Path | None:
     """Return where `load_finetuned` finds a model of ours; None where there is none."""
     place = _with_config(folder)
-    try:
-        config = json.loads((place / "config.json").read_text(encoding="utf-8")) if place else {}
-        return place if config.get("model_type") in _KNOWN else None
-    except (OSError, ValueError, AttributeError):
-        return None
+    return place if place is not None and model_type(place) in EXTRACTION_TYPES else None
 
 
 def _with_config(folder: Path) -> Path | None:

@@ -1,6 +1,7 @@
 """A model over many examples: its predictions, in the order of the examples."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -185,13 +186,8 @@ def _with_scores(
         scores = (parts_E - whole_B[rows_E]).exp().clamp(max=1).tolist()
     left = iter(scores)
     return [
-        EntityPrediction(
-            id=prediction.id,
-            words=prediction.words,
-            gold=prediction.gold,
-            tags=prediction.tags,
-            entities=tuple(Entity(e.start, e.end, e.type, next(left)) for e in prediction.entities),
-            has_image=prediction.has_image,
+        replace(
+            prediction, entities=tuple(replace(entity, score=next(left)) for entity in prediction.entities)
         )
         for prediction in made
     ]

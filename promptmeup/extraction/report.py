@@ -6,9 +6,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, cast
 
-from promptmeup.corpora import extraction
 from promptmeup.corpora.extraction import Statistics
-from promptmeup.extraction.data import ExtractionData
+from promptmeup.extraction.data import Corpus
 from promptmeup.extraction.inference import Prediction
 from promptmeup.extraction.metrics import (
     EntityScores,
@@ -26,16 +25,10 @@ MAIN_SCORES = ("f1", "precision", "recall", "strict_f1", "accuracy")
 """what people look at first"""
 
 
-def describe_corpus(data: ExtractionData) -> str:
-    """Return what the splits of a corpus hold as a table, to be held beside published numbers, and what is amiss.
-
-    Raises:
-        CorpusError: a split is absent or malformed.
-    """
-    splits = dict.fromkeys(["train", "val", *data.splits])
-    found = {split: extraction.statistics(data, split) for split in splits}
-    text = table([_counts(split, statistics) for split, statistics in found.items()])
-    if not data.text_only and found["train"].images == 0:
+def describe_corpus(corpus: Corpus) -> str:
+    """Return what its splits hold as a table, to be held beside published numbers, and what is amiss."""
+    text = table([_counts(split, found) for split, found in corpus.statistics.items()])
+    if not corpus.data.text_only and corpus.statistics["train"].images == 0:
         text += (
             "\nwarning: no photo of the training split is there, so that every sentence goes without one; say where "
             "they lie with data.images, or leave them alone with data.text_only=true"

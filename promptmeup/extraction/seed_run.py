@@ -13,7 +13,7 @@ from torch import Tensor
 
 from promptmeup.config import Config
 from promptmeup.distributed.accelerated import prepare, whole_weights
-from promptmeup.distributed.world import World, agree, barrier, broadcast_object
+from promptmeup.distributed.world import World, agree, barrier, broadcast_object, gpu_names
 from promptmeup.extraction.batches import (
     ExtractionBatch,
     evaluation_rows,
@@ -21,7 +21,7 @@ from promptmeup.extraction.batches import (
     steps_per_epoch,
     training_rows,
 )
-from promptmeup.extraction.data import ExtractionData
+from promptmeup.extraction.data import Corpus, ExtractionData
 from promptmeup.extraction.examples import Example
 from promptmeup.extraction.folder import load_finetuned, save_finetuned
 from promptmeup.extraction.inference import Prediction, model_inputs, predict
@@ -31,6 +31,7 @@ from promptmeup.extraction.report import MAIN_SCORES, score, write_report
 from promptmeup.extraction.start import EncodersConfig, Start, open_start
 from promptmeup.extraction.task import Split, TaskData, open_task
 from promptmeup.models.extraction import EntityConfig, EntityModel, RelationConfig, RelationModel
+from promptmeup.models.fused import describe_encoder
 from promptmeup.records import RunState
 from promptmeup.shard_format import write_json
 from promptmeup.tracking.mlflow_run import run_id
@@ -79,6 +80,7 @@ class FinetuneConfig(Config):
 def train_seed(
     config: FinetuneConfig,
     *,
+    corpus: Corpus,
     seed: int,
     folder: Path,
     accelerator: Accelerator,
@@ -88,11 +90,8 @@ def train_seed(
     """Train, evaluate the best model and return the result; None when a signal stopped it, after saving. Collective."""
     torch.manual_seed(seed)  # every rank starts from the same head
     start = open_start(config.model, encoders=config.encoders, text_only=config.data.text_only)
-    vision = start.encoder.vision
-    image_size = start.description["vision_config"]["image_size"] if vision else None
-    data = open_task(
-        config.data, tokenizer=start.tokenizer, none=config.none, image_size=image_size, seed=seed
-    )
+    image_size = start.vision.image_size if start.vision else None
+    data = open_task(corpus, tokenizer=start.tokenizer, none=config.none, image_size=image_size, seed=seed)
     model = build(config, start, data)
     optimizer = build_optimizer(model, config=config.optim)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -176,7 +175,7 @@ def train_seed(
     with tracker:
         tracker.start(
             config=config.model_copy(update={"seeds": (seed,)}),
-            environment=environment(command=sys.argv, gpus=_gpu_names(), world_size=world.size),
+            environment=environment(command=sys.argv, gpus=gpu_names(), world_size=world.size),
             step=state.step,
             datasets=_datasets(config.data, data),
             parent_run_id=run_id(start.run) if start.run else None,
@@ -233,7 +232,7 @@ def build(config: FinetuneConfig, start: Start, data: TaskData) -> EntityModel |
         "train_sentences": len(data.train),
     }
     settings = {
-        "encoder": start.description | {"bert": start.encoder.bert_description},
+        "encoder": describe_encoder(start.encoder, vision=start.vision),
         "labels": data.labels,
         "dropout": config.dropout,
         "max_tokens": config.data.max_tokens,
@@ -287,7 +286,3 @@ def _datasets(config: ExtractionData, data: TaskData) -> list[TrackedDataset]:
         )
         for name, statistics, context in named
     ]
-
-
-def _gpu_names() -> list[str]:
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -1,6 +1,5 @@
 """What fine-tuning starts from: a pre-training run, an exported or fine-tuned model, or plain encoders."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,12 @@ from transformers import AutoModel, AutoTokenizer
 from promptmeup.config import Config
 from promptmeup.errors import ConfigError, WeightsError
 from promptmeup.models.alignment import AlignmentModel
-from promptmeup.models.extraction import EXTRACTION_MODELS
-from promptmeup.models.fused import FusedEncoder, describe_encoder, fused_encoder
+from promptmeup.models.extraction import EXTRACTION_TYPES
+from promptmeup.models.fused import FusedEncoder, fused_encoder
 from promptmeup.models.saving import load_model, load_saved_tokenizer, state_fingerprint
 from promptmeup.models.text import TextConfig, build_bert, load_tokenizer
 from promptmeup.models.vision import VisionConfig, build_vision
-from promptmeup.models.weights import find, quiet_transformers
-
-_OURS = tuple(config.model_type for config, _ in EXTRACTION_MODELS)
+from promptmeup.models.weights import find, model_type, quiet_transformers
 
 
 class EncodersConfig(Config):
@@ -37,8 +34,8 @@ class Start:
     """An encoder with its initial weights, its tokenizer, and where they come from."""
 
     encoder: FusedEncoder
-    description: dict[str, Any]
-    """of `fused.describe_encoder`; without the markers in its vocabulary"""
+    vision: VisionConfig | None
+    """None for text only"""
     tokenizer: Any
     source: str
     fingerprint: str
@@ -64,14 +61,13 @@ def open_start(source: str, *, encoders: EncodersConfig, text_only: bool) -> Sta
     else:
         encoder, vision, tokenizer = _exported(folder, text_only=text_only)
     run = folder.parent if folder is not None and (folder.parent / "journal.jsonl").exists() else None
-    description = describe_encoder(encoder, vision=vision)
-    return Start(encoder, description, tokenizer, source, state_fingerprint(encoder), run)
+    return Start(encoder, vision, tokenizer, source, state_fingerprint(encoder), run)
 
 
 def _model_folder(path: Path) -> Path | None:
     """Return the folder of a model of ours: `path` itself, or what a run has in it; None where it is none."""
     for folder in (path, path / "best", path / "model"):
-        if (folder / "model.json").exists() or _model_type(folder) in ("promptmeup", *_OURS):
+        if (folder / "model.json").exists() or model_type(folder) in ("promptmeup", *EXTRACTION_TYPES):
             return folder
     if (path / "journal.jsonl").exists():
         raise WeightsError(
@@ -79,13 +75,6 @@ def _model_folder(path: Path) -> Path | None:
             f"last checkpoint with `python launch/export.py run={path} out=DIR` and give model=DIR"
         )
     return None
-
-
-def _model_type(folder: Path) -> str | None:
-    try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _of_alignment(

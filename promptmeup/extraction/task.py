@@ -8,7 +8,7 @@ from promptmeup.corpora import extraction
 from promptmeup.corpora.extraction import ExtractionCorpus, Statistics
 from promptmeup.errors import CorpusError
 from promptmeup.extraction.batches import Rows
-from promptmeup.extraction.data import ExtractionData, labels_of, subset, task_of
+from promptmeup.extraction.data import Corpus, labels_of, subset, task_of
 from promptmeup.extraction.examples import Example, SentenceEncoder
 from promptmeup.extraction.pictures import Pictures
 from promptmeup.models.extraction import Task
@@ -56,9 +56,9 @@ class TaskData:
 
 
 def open_task(
-    data: ExtractionData, *, tokenizer: Any, none: str | None, image_size: int | None, seed: int
+    corpus: Corpus, *, tokenizer: Any, none: str | None, image_size: int | None, seed: int
 ) -> TaskData:
-    """Read the corpus.
+    """Make examples of a corpus.
 
     Args:
         tokenizer: gets the relation markers.
@@ -66,12 +66,13 @@ def open_task(
         seed: chooses the subset, where data.subset_seed does not.
 
     Raises:
-        CorpusError: a file is absent, malformed or empty.
+        CorpusError: a split is empty.
     """
-    task, labels = task_of(data), labels_of(data, none=none)
+    data = corpus.data
+    task, labels = task_of(data), labels_of(data, corpus.rows["train"], none=none)
     encoder = SentenceEncoder(tokenizer, labels=labels, max_tokens=data.max_tokens)
     rows = subset(
-        extraction.read(data, "train"),
+        corpus.rows["train"],
         fraction=data.fraction,
         shots=data.shots,
         seed=seed if data.subset_seed is None else data.subset_seed,
@@ -79,15 +80,18 @@ def open_task(
     pictures = None
     if image_size is not None:
         pictures = Pictures(size=image_size, eval_mode=data.eval_mode, max_crops=data.max_crops)
-    val = open_split(data, "val", encoder)
+    splits = {
+        name: _split(data, name, corpus.rows[name], corpus.statistics[name], encoder)
+        for name in ("val", *data.splits)
+    }
     return TaskData(
         task=task,
         labels=labels,
         none=none if task == "relations" and none in labels else None,
         train=tuple(encoder.encode(row) for row in rows),
-        train_statistics=extraction.statistics(data, "train"),
-        val=val,
-        splits=tuple(val if name == "val" else open_split(data, name, encoder) for name in data.splits),
+        train_statistics=corpus.statistics["train"],
+        val=splits["val"],
+        splits=tuple(splits[name] for name in data.splits),
         pad_id=tokenizer.pad_token_id,
         pictures=pictures,
     )
@@ -99,7 +103,17 @@ def open_split(data: ExtractionCorpus, name: str, encoder: SentenceEncoder) -> S
     Raises:
         CorpusError: it is absent, malformed or empty.
     """
-    examples = tuple(encoder.encode(row) for row in extraction.read(data, name))
-    if not examples:
+    rows = extraction.read(data, name)
+    return _split(data, name, rows, extraction.count(data, name, rows), encoder)
+
+
+def _split(
+    data: ExtractionCorpus,
+    name: str,
+    rows: extraction.Rows,
+    statistics: Statistics,
+    encoder: SentenceEncoder,
+) -> Split:
+    if not rows:
         raise CorpusError(f"split '{name}' of {data.root} is empty; leave it out of data.splits")
-    return Split(name, examples, extraction.statistics(data, name))
+    return Split(name, tuple(encoder.encode(row) for row in rows), statistics)

@@ -201,3 +201,5 @@ EXTRACTION_MODELS: tuple[tuple[type[ExtractionConfig], type[Any]], ...] = (
     (EntityConfig, EntityModel),
     (RelationConfig, RelationModel),
 )
+EXTRACTION_TYPES = tuple(config.model_type for config, _ in EXTRACTION_MODELS)
+"""as config.json names them"""

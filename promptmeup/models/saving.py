@@ -22,7 +22,7 @@ from promptmeup.errors import WeightsError
 from promptmeup.models.alignment import AlignmentModel, ModelConfig
 from promptmeup.models.text import bert_from_description
 from promptmeup.models.vision import vision_from_description
-from promptmeup.models.weights import quiet_transformers, some
+from promptmeup.models.weights import misfits, quiet_transformers, some
 from promptmeup.shard_format import write_json
 
 _SCHEMA = 1
@@ -103,10 +103,8 @@ def load_model(folder: Path) -> AlignmentModel:
         raise WeightsError(
             f"{folder}/model.json does not describe a model of this version ({error}); train it again"
         ) from error
-    state, own = _read_tensors(folder), model.state_dict()
-    wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
-    wrong += sorted(set(state) - set(own))
-    if wrong:
+    state = _read_tensors(folder)
+    if wrong := misfits(model.state_dict(), state):
         raise WeightsError(
             f"{folder}/model.safetensors does not fit its model.json; missing, unknown or of another shape: "
             f"{some(wrong)}; the two files come from different runs: save the model again"

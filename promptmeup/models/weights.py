@@ -5,7 +5,8 @@ fails here, with one message, or not at all.
 """
 
 import importlib.util
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import httpx
 import transformers
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from torch import Tensor
 
 from promptmeup.errors import WeightsError
 
@@ -27,6 +29,14 @@ _PACKAGES = {
 }
 _TOKENIZER_FILES = ["*.txt", "tokenizer*", "special_tokens_map.json", "config.json"]
 _MODEL_FILES = [*_TOKENIZER_FILES, "*processor_config.json", "model*.safetensors*"]
+
+
+def model_type(folder: Path) -> str | None:
+    """Return what model a folder's config.json says that it is; None where there is none that is readable."""
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def find(source: str, *, key: str, tokenizer_only: bool = False, instead: str | None = None) -> Path:
@@ -109,6 +119,12 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()
+
+
+def misfits(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of tensors that a model has and `found` lacks or has in another shape, and of unknown ones."""
+    wrong = [name for name in own if name not in found or found[name].shape != own[name].shape]
+    return wrong + sorted(set(found) - set(own))
 
 
 def some(names: list[str], *, limit: int = 4) -> str:

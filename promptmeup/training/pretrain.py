@@ -26,12 +26,20 @@ from promptmeup.distributed.engine import (
     EngineConfig,
     build_engine,
     compute_dtype,
-    fitting,
     full_weights,
     load_engine,
     save_engine,
 )
-from promptmeup.distributed.world import World, agree, highest, join, leave, ranks_on_node, share_cores
+from promptmeup.distributed.world import (
+    World,
+    agree,
+    gpu_names,
+    highest,
+    join,
+    leave,
+    ranks_on_node,
+    share_cores,
+)
 from promptmeup.errors import ConfigError, TrainingError
 from promptmeup.losses.total import LossConfig
 from promptmeup.models.alignment import AlignmentModel, ModelConfig, build_model
@@ -163,12 +171,11 @@ def train(config: PretrainConfig, world: World) -> bool:
         model.to(world.device), backbones=model.backbone_modules(), config=config.optim
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
-    engine_config = fitting(config.engine, model, world.device)
-    dtype = compute_dtype(engine_config, world.device)
+    dtype = compute_dtype(config.engine, model, world.device)
     engine = build_engine(
         model,
         optimizer=optimizer,
-        config=engine_config,
+        config=config.engine,
         batch=config.global_batch // world.size,
         world=world,
     )
@@ -264,7 +271,7 @@ def train(config: PretrainConfig, world: World) -> bool:
     with tracker:
         tracker.start(
             config=config,
-            environment=environment(command=sys.argv, gpus=_gpu_names(), world_size=world.size),
+            environment=environment(command=sys.argv, gpus=gpu_names(), world_size=world.size),
             step=state.step,
             datasets=_datasets(sources.splits, val),
         )
@@ -364,10 +371,6 @@ def _describe(
 def _gradient_norm(engine: Any) -> dict[str, Tensor]:
     norm = engine.get_global_grad_norm()
     return {} if norm is None else {"gradient_norm": torch.as_tensor(norm)}
-
-
-def _gpu_names() -> list[str]:
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def _warn(text: str) -> None:

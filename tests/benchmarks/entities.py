@@ -8,12 +8,8 @@ They take turns; seconds are those of training alone. Needs PROMPTMEUP_REAL_DATA
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
-
-import torch
 
 from promptmeup.corpora.twitter import read
-from promptmeup.extraction.bootstrap import paired_bootstrap
 from promptmeup.extraction.data import TwitterData, labels_of
 from promptmeup.extraction.metrics import entity_scores_of
 from promptmeup.extraction.predictions import EntityPrediction, Predictions
@@ -46,7 +42,7 @@ def measure() -> tuple[Sequence[harness.Row], Mapping[str, float]]:
             val,
             test,
             encoder=find(finetuned.ENCODER, key="encoder"),
-            labels=labels_of(data, none=None),
+            labels=labels_of(data, train, none=None),
             epochs=EPOCHS,
             batch=finetuned.BATCH,
             lr=finetuned.LR,
@@ -65,31 +61,12 @@ def measure() -> tuple[Sequence[harness.Row], Mapping[str, float]]:
         seconds[OURS] += own.epoch_seconds
         seconds[PEER] += peer.epoch_seconds
         print(f"seed {seed}: dev F1 {own.val_f1:.4f} ours, {max(peer.val_f1):.4f} {PEER}", flush=True)
-    rows = []
-    for side, predictions in found.items():
-        scores = [entity_scores_of(of_seed) for of_seed in predictions.values()]  # type: ignore[arg-type]
-        f1 = [100 * score.default.f1 for score in scores]
-        spread = harness.spread(seconds[side])
-        rows.append(
-            {
-                "side": side,
-                "test F1": round(fmean(f1), 2),
-                "std": round(stdev(f1), 2),
-                "strict F1": round(100 * fmean(score.strict.f1 for score in scores), 2),
-                "s/epoch": spread.median,
-                "p25": spread.p25,
-                "p75": spread.p75,
-                "threads": torch.get_num_threads(),
-            }
-        )
-    compared = paired_bootstrap(found[OURS], found[PEER])
-    return rows, {
-        "entity_f1": rows[0]["test F1"],
-        "entity_f1_difference": 100 * compared.difference,
-        "difference_low": 100 * compared.low,
-        "difference_high": 100 * compared.high,
-        "epoch_vs_transformers": rows[1]["s/epoch"] / rows[0]["s/epoch"],
-    }
+    return finetuned.compared("entity", found, seconds, score=_scores)
+
+
+def _scores(predictions: Sequence[EntityPrediction]) -> dict[str, float]:
+    found = entity_scores_of(predictions)
+    return {"test F1": 100 * found.default.f1, "strict F1": 100 * found.strict.f1}
 
 
 if __name__ == "__main__":

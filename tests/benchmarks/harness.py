@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from promptmeup.distributed.world import gpu_names
 from promptmeup.shard_format import write_json
 from promptmeup.tracking import provenance
 from promptmeup.tracking.console import table
@@ -67,9 +68,8 @@ def interleave(
 
 def environment() -> dict[str, Any]:
     """Return machine, versions, git state, torch's threads and the load at the start."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        **provenance.environment(command=sys.argv, gpus=gpus),
+        **provenance.environment(command=sys.argv, gpus=gpu_names()),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
     }

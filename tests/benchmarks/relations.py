@@ -8,12 +8,8 @@ is best there, since MNRE's test split is not at hand. The sides take turns. Nee
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
-
-import torch
 
 from promptmeup.corpora.mnre import read
-from promptmeup.extraction.bootstrap import paired_bootstrap
 from promptmeup.extraction.data import MnreData, labels_of
 from promptmeup.extraction.metrics import relation_scores_of
 from promptmeup.extraction.predictions import Predictions, RelationPrediction
@@ -48,7 +44,7 @@ def measure() -> tuple[Sequence[harness.Row], Mapping[str, float]]:
             train,
             val,
             encoder=find(finetuned.ENCODER, key="encoder"),
-            relations=labels_of(data, none=NONE),
+            relations=labels_of(data, train, none=NONE),
             epochs=EPOCHS,
             batch=finetuned.BATCH,
             lr=finetuned.LR,
@@ -64,31 +60,12 @@ def measure() -> tuple[Sequence[harness.Row], Mapping[str, float]]:
         seconds[OURS] += own.epoch_seconds
         seconds[PEER] += peer.epoch_seconds
         print(f"seed {seed} done", flush=True)
-    rows = []
-    for side, predictions in found.items():
-        scores = [relation_scores_of(of_seed, none=NONE) for of_seed in predictions.values()]  # type: ignore[arg-type]
-        f1 = [100 * score.micro.f1 for score in scores]
-        spread = harness.spread(seconds[side])
-        rows.append(
-            {
-                "side": side,
-                "val F1": round(fmean(f1), 2),
-                "std": round(stdev(f1), 2) if len(f1) > 1 else None,
-                "accuracy": round(100 * fmean(score.accuracy for score in scores), 2),
-                "s/epoch": spread.median,
-                "p25": spread.p25,
-                "p75": spread.p75,
-                "threads": torch.get_num_threads(),
-            }
-        )
-    compared = paired_bootstrap(found[OURS], found[PEER], none=NONE)
-    return rows, {
-        "relation_f1": rows[0]["val F1"],
-        "relation_f1_difference": 100 * compared.difference,
-        "difference_low": 100 * compared.low,
-        "difference_high": 100 * compared.high,
-        "epoch_vs_transformers": rows[1]["s/epoch"] / rows[0]["s/epoch"],
-    }
+    return finetuned.compared("relation", found, seconds, score=_scores, none=NONE)
+
+
+def _scores(predictions: Sequence[RelationPrediction]) -> dict[str, float]:
+    found = relation_scores_of(predictions, none=NONE)
+    return {"val F1": 100 * found.micro.f1, "accuracy": 100 * found.accuracy}
 
 
 def predictions_of(

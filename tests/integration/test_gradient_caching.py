@@ -62,7 +62,7 @@ def _updates(
             batch,
             banks=banks,
             losses=config.loss,
-            dtype=compute_dtype(config.engine, world.device),
+            dtype=compute_dtype(config.engine, model, world.device),
             exchange=WorldExchange(world),
             micro_batch=micro_batch,
         )

@@ -22,6 +22,7 @@ from transformers import (
     set_seed,
 )
 
+from promptmeup.models.weights import quiet_transformers
 from promptmeup.records import RelationInstance
 from tests.benchmarks.peers import hugging_face
 
@@ -138,7 +139,7 @@ def train(
         max_tokens: of a sentence, special tokens and markers included; a start marker behind them is read at [CLS].
     """
     set_seed(seed)
-    with tempfile.TemporaryDirectory() as folder, hugging_face.quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(encoder)
         tokenizer.add_tokens([*HEAD, *TAIL], special_tokens=True)
         ids = {relation: number for number, relation in enumerate(relations)}

@@ -5,13 +5,10 @@ rows drawn at random and padded to the longest of a batch, no gathering of equal
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from transformers import (
     PrinterCallback,
@@ -21,21 +18,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the loading bars and reports of transformers."""
-    logging = transformers.utils.logging
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
 
 
 def optimizer(

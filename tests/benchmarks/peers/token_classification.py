@@ -25,6 +25,7 @@ from transformers import (
     set_seed,
 )
 
+from promptmeup.models.weights import quiet_transformers
 from promptmeup.records import TaggedSentence
 from tests.benchmarks.peers import hugging_face
 
@@ -162,7 +163,7 @@ def train(
         crf: a conditional random field in place of the softmax.
     """
     set_seed(seed)
-    with tempfile.TemporaryDirectory() as folder, hugging_face.quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(encoder)
         ids = {label: number for number, label in enumerate(labels)}
         splits = [_encode(split, tokenizer, ids, max_tokens) for split in (train, val, test)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from tests.benchmarks.peers import hugging_face
+from promptmeup.models.weights import quiet_transformers
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         attention_probs_dropout_prob=0.0,
     )
     folder = tmp_path_factory.mktemp("tiny_bert")
-    with hugging_face.quiet():
+    with quiet_transformers():
         tokenizer.save_pretrained(folder)
         BertModel(config).save_pretrained(folder)
     return folder

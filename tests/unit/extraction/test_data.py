@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from promptmeup.config import load
+from promptmeup.corpora.extraction import read
 from promptmeup.errors import ConfigError, CorpusError
-from promptmeup.extraction.data import JsonlData, TwitterData, labels_of, subset, task_of
+from promptmeup.extraction.data import JsonlData, TwitterData, labels_of, read_corpus, subset, task_of
 from promptmeup.extraction.report import describe_corpus
 from promptmeup.extraction.seed_run import FinetuneConfig
 from promptmeup.records import RelationInstance, TaggedSentence, WordSpan
@@ -69,15 +70,15 @@ def test_labels_of_ones_own_corpus(tmp_path: Path) -> None:
     rows = [{"words": ["a", "b"], "tags": tags} for tags in (["B-PER", "I-PER"], ["O", "I-LOC"])]
     data = corpus(tmp_path, rows, "entities")
     assert task_of(data) == "entities"
-    assert labels_of(data, none="None") == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
+    assert labels_of(data, read(data, "train"), none="None") == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
     relations = [
         {"words": ["a", "b"], "head": [0, 1], "tail": [1, 2], "relation": name} for name in ("x", "None", "b")
     ]
     data = corpus(tmp_path, relations, "relations")
-    assert labels_of(data, none="None") == ("None", "b", "x")
-    assert labels_of(data, none=None) == ("None", "b", "x")
+    assert labels_of(data, read(data, "train"), none="None") == ("None", "b", "x")
+    assert labels_of(data, read(data, "train"), none=None) == ("None", "b", "x")
     with pytest.raises(CorpusError, match=r"the training split of .* is empty"):
-        labels_of(corpus(tmp_path, [], "relations"), none="None")
+        labels_of(corpus(tmp_path, [], "relations"), (), none="None")
 
 
 def test_either_fraction_or_shots() -> None:
@@ -94,7 +95,7 @@ def test_what_a_corpus_holds_is_shown(tmp_path: Path) -> None:
     ]
     data = corpus(tmp_path, rows, "entities")
     data = data.model_copy(update={"files": dict.fromkeys(("train", "val"), "train.jsonl"), "splits": ()})
-    lines = describe_corpus(data).splitlines()
+    lines = describe_corpus(read_corpus(data)).splitlines()
     assert lines[0].split() == [
         "split",
         "sentences",
@@ -109,18 +110,26 @@ def test_what_a_corpus_holds_is_shown(tmp_path: Path) -> None:
     ]
     assert lines[2].split() == ["train", "3", "6", "2", "2", "1", "0", "0"]
     assert lines[-1].startswith("warning: no photo of the training split is there")
-    assert "warning" not in describe_corpus(data.model_copy(update={"text_only": True}))
+    assert "warning" not in describe_corpus(read_corpus(data.model_copy(update={"text_only": True})))
     relations = [{"words": ["a", "b"], "head": [0, 2], "tail": [1, 2], "relation": "x"}]
     data = corpus(tmp_path, relations, "relations")
     data = data.model_copy(
         update={"files": dict.fromkeys(("train", "val"), "train.jsonl"), "splits": ("val",)}
     )
-    assert describe_corpus(data).splitlines()[2].split() == ["train", "1", "2", "1", "1", "0", "0"]
+    assert describe_corpus(read_corpus(data)).splitlines()[2].split() == [
+        "train",
+        "1",
+        "2",
+        "1",
+        "1",
+        "0",
+        "0",
+    ]
 
 
 def test_the_real_counts_are_the_published_ones() -> None:
     data = TwitterData(root=real_data("twitter_mner/twitter2015"), text_only=True)
-    shown = [line.split() for line in describe_corpus(data).splitlines()[2:]]
+    shown = [line.split() for line in describe_corpus(read_corpus(data)).splitlines()[2:]]
     assert [(row[0], row[1], row[3]) for row in shown] == [
         ("train", "4000", "6166"),
         ("val", "1000", "1541"),

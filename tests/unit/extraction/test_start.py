@@ -37,7 +37,7 @@ def test_a_run_is_its_best_model(run: Path, source: str, expected: str) -> None:
     assert found.run == run, "fine-tuning is its child"
     other = open_start(str(run / "model"), encoders=NOTHING, text_only=True)
     assert other.encoder.vision is None
-    assert other.description["vision"] is None
+    assert other.vision is None
 
 
 def test_a_run_without_a_model_yet(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from promptmeup.distributed.engine import EngineConfig, build_engine, fitting, full_weights
+from promptmeup.distributed.engine import EngineConfig, build_engine, compute_dtype, full_weights
 from promptmeup.distributed.world import World
 from promptmeup.errors import ConfigError
 from tests.support.ranks import run_ranks
@@ -45,20 +45,20 @@ def test_exported_weights_are_the_optimizers_own(stage: int) -> None:
 @pytest.mark.parametrize(
     ("asked", "device", "norm", "found"),
     [
-        ("auto", "cpu", False, "fp32"),
-        ("auto", "cuda", False, "bf16"),
-        ("auto", "cuda", True, "fp32"),
-        ("fp32", "cuda", True, "fp32"),
-        ("bf16", "cpu", False, "bf16"),
+        ("auto", "cpu", False, torch.float32),
+        ("auto", "cuda", False, torch.bfloat16),
+        ("auto", "cuda", True, torch.float32),
+        ("fp32", "cuda", True, torch.float32),
+        ("bf16", "cpu", False, torch.bfloat16),
     ],
 )
-def test_precision_is_decided_for_the_model(asked: str, device: str, norm: bool, found: str) -> None:
+def test_precision_is_decided_for_the_model(asked: str, device: str, norm: bool, found: torch.dtype) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4) if norm else nn.GroupNorm(1, 4))
     config = EngineConfig.model_validate({"precision": asked})
-    assert fitting(config, model, torch.device(device)).precision == found
+    assert compute_dtype(config, model, torch.device(device)) is found
 
 
 def test_bf16_does_not_go_with_batch_normalisation() -> None:
     config = EngineConfig(precision="bf16")
     with pytest.raises(ConfigError, match=r"set engine\.precision=fp32, or choose a ViT"):
-        fitting(config, nn.BatchNorm2d(4), torch.device("cpu"))
+        compute_dtype(config, nn.BatchNorm2d(4), torch.device("cpu"))
