@@ -30,7 +30,13 @@ from promptmeup.extraction.optim import FinetuneOptimConfig, build_optimizer
 from promptmeup.extraction.report import MAIN_SCORES, score, write_report
 from promptmeup.extraction.start import EncodersConfig, Start, open_start
 from promptmeup.extraction.task import Split, TaskData, open_task
-from promptmeup.models.extraction import EntityConfig, EntityModel, RelationConfig, RelationModel
+from promptmeup.models.extraction import (
+    EntityConfig,
+    EntityModel,
+    RelationConfig,
+    RelationHead,
+    RelationModel,
+)
 from promptmeup.models.fused import describe_encoder
 from promptmeup.records import RunState
 from promptmeup.shard_format import write_json
@@ -67,6 +73,8 @@ class FinetuneConfig(Config):
     """sentences a step in the world"""
     evaluation_batch: int = Field(default=64, gt=0)
     """sentences of a rank at once in evaluations"""
+    relation_head: RelationHead = "linear"
+    """over the two marked states: linear, or the paper's MLP, which learns more slowly"""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """before the head"""
     seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
@@ -244,7 +252,7 @@ def build(config: FinetuneConfig, start: Start, data: TaskData) -> EntityModel |
     if data.task == "entities":
         model = EntityModel(EntityConfig(**settings))
     else:
-        model = RelationModel(RelationConfig(none=data.none, **settings))
+        model = RelationModel(RelationConfig(none=data.none, head=config.relation_head, **settings))
     model.encoder.load_state_dict(start.encoder.state_dict())
     return model
 

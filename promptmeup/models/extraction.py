@@ -19,6 +19,7 @@ from promptmeup.models.crf import ConditionalRandomField
 from promptmeup.models.fused import FusedEncoder, encoder_from_description
 
 Task = Literal["entities", "relations"]
+RelationHead = Literal["linear", "mlp"]
 MARKERS = ("<s>", "</s>", "<o>", "</o>")
 """words about the head and the tail, as in the paper's release: subject and object"""
 
@@ -77,13 +78,19 @@ class EntityConfig(ExtractionConfig):
 
 
 class RelationConfig(ExtractionConfig):
-    """A relation model's configuration; `none` is the label of pairs that are not related, or None."""
+    """A relation model's configuration.
+
+    Args:
+        none: the label of pairs that are not related, or None.
+        head: linear, or the paper's MLP with one hidden layer.
+    """
 
     model_type = "promptmeup_relations"
 
-    def __init__(self, *, none: str | None = None, **others: Any) -> None:
+    def __init__(self, *, none: str | None = None, head: RelationHead = "linear", **others: Any) -> None:
         super().__init__(**others)
         self.none = none
+        self.head = head
 
 
 @dataclass
@@ -148,7 +155,7 @@ class EntityModel(BuiltInPlace):
 
 
 class RelationModel(BuiltInPlace):
-    """The fused states at the two start markers, side by side -> MLP -> softmax over relations."""
+    """The fused states at the two start markers, side by side -> dropout -> linear or MLP -> softmax over relations."""
 
     config_class = RelationConfig
     base_model_prefix = "encoder"
@@ -157,14 +164,12 @@ class RelationModel(BuiltInPlace):
     def __init__(self, config: RelationConfig) -> None:
         super().__init__(config)
         self.encoder: FusedEncoder = encoder_from_description(config.encoder or {})
-        width = self.encoder.width
-        self.classifier = nn.Sequential(
-            nn.Dropout(config.dropout),
-            nn.Linear(2 * width, width),
-            nn.ReLU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(width, len(config.labels)),
-        )
+        width, num_labels = self.encoder.width, len(config.labels)
+        layers: list[nn.Module] = [nn.Dropout(config.dropout)]
+        if config.head == "mlp":
+            layers += [nn.Linear(2 * width, width), nn.ReLU(), nn.Dropout(config.dropout)]
+        layers.append(nn.Linear(width if config.head == "mlp" else 2 * width, num_labels))
+        self.classifier = nn.Sequential(*layers)
         self.post_init()
 
     def forward(

@@ -6,7 +6,14 @@ import torch
 
 from promptmeup.extraction.examples import SentenceEncoder
 from promptmeup.extraction.folder import save_finetuned
-from promptmeup.models.extraction import EntityConfig, EntityModel, RelationConfig, RelationModel, Task
+from promptmeup.models.extraction import (
+    EntityConfig,
+    EntityModel,
+    RelationConfig,
+    RelationHead,
+    RelationModel,
+    Task,
+)
 from promptmeup.models.fused import FusedEncoder, describe_encoder
 from promptmeup.models.text import TextConfig, build_bert, load_tokenizer
 from promptmeup.models.vision import VisionConfig, build_vision
@@ -28,7 +35,9 @@ _VISION = VisionConfig(
 )
 
 
-def save_tiny(folder: Path, task: Task, *, vision: bool, max_crops: int = 0) -> Path:
+def save_tiny(
+    folder: Path, task: Task, *, vision: bool, max_crops: int = 0, head: RelationHead = "mlp"
+) -> Path:
     """Save a model whose decisions vary from sentence to sentence and from photo to photo."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer(_TEXT)
@@ -50,7 +59,7 @@ def save_tiny(folder: Path, task: Task, *, vision: bool, max_crops: int = 0) -> 
     if task == "entities":
         made = EntityModel(EntityConfig(**settings))
     else:
-        made = RelationModel(RelationConfig(none="None", **settings))
+        made = RelationModel(RelationConfig(none="None", head=head, **settings))
     made.encoder.load_state_dict(encoder.state_dict())
     with torch.no_grad():
         for name, parameter in made.named_parameters():

@@ -14,12 +14,14 @@ CONFIG = FinetuneOptimConfig(
 )
 
 
-def model(task: str = "entities", *, text_only: bool = False) -> EntityModel | RelationModel:
+def model(
+    task: str = "entities", *, text_only: bool = False, head: str = "linear"
+) -> EntityModel | RelationModel:
     encoder = fused_encoder(build_model(TINY, entity_width=16, relation_width=16), text_only=text_only)
     description = describe_encoder(encoder, vision=None if text_only else TINY.vision)
     if task == "entities":
         return EntityModel(EntityConfig(encoder=description, labels=("O", "B-PER", "I-PER")))
-    return RelationModel(RelationConfig(encoder=description, labels=("None", "in"), none="None"))
+    return RelationModel(RelationConfig(encoder=description, labels=("None", "in"), none="None", head=head))
 
 
 @pytest.mark.parametrize("task", ["entities", "relations"])
@@ -66,10 +68,11 @@ def test_a_rate_of_zero_freezes_the_vision_encoder() -> None:
     assert whole.encoder.no_image.requires_grad
 
 
-def test_the_relation_head_trains() -> None:
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_the_relation_head_trains(head: str) -> None:
     """HVPNeT's optimizer leaves it out, by a name that does not occur."""
     torch.manual_seed(0)
-    whole = model("relations")
+    whole = model("relations", head=head)
     optimizer = build_optimizer(whole, config=CONFIG)
     before = {name: p.clone() for name, p in whole.named_parameters()}
     tokens_BL = torch.randint(1000, 2000, (4, 8))

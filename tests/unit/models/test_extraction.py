@@ -118,3 +118,16 @@ def test_importing_the_package_imports_no_torch() -> None:
     code = "import promptmeup, sys; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_a_relation_model_keeps_its_head(tmp_path: Path, head: str) -> None:
+    save_tiny(tmp_path / "one", "relations", vision=True, head=head)
+    found = AutoModel.from_pretrained(tmp_path / "one").eval()
+    assert found.config.head == head
+    assert sum(isinstance(layer, torch.nn.Linear) for layer in found.classifier) == (
+        1 if head == "linear" else 2
+    )
+    own = load_finetuned(tmp_path / "one").model
+    assert torch.equal(found(**inputs("relations")).logits, own(**inputs("relations")).logits)
