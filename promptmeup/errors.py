@@ -39,3 +39,7 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on, for example because the loss is not finite."""
+
+
+class NotFiniteError(TrainingError):
+    """A loss or a feature of a step is NaN or infinite: the step is not taken, and training may go on."""

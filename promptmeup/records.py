@@ -306,6 +306,9 @@ class RunState:
     """best evaluation score so far"""
     stale: int = 0
     """evaluations since that one"""
-    world_size: int = 1
+    skipped: int = 0
+    """steps whose loss was not finite, so that they changed nothing"""
+    layout: str = ""
+    """how the checkpoint's files are cut, by `engine.layout`"""
     order: dict[str, int | str] = field(default_factory=dict)
     """all that the order of the data depends on (`order_version`, `fingerprint` of the corpus, `seed`, ...)"""

@@ -1,11 +1,44 @@
 # shellcheck shell=bash
-# Sourced by every job script: where the ranks meet, and what each of them needs.
-# Change the next three lines for a new cluster.
-module purge 2>/dev/null || true                     # module load ... where the cluster has modules
-export PATH="$SLURM_SUBMIT_DIR/.venv/bin:$PATH"      # the environment of `make setup`, on a shared file system
-export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"         # compute nodes rarely reach a model hub
+# Sourced by every job script: where the ranks meet, what each of them needs, and how a job is queued again.
+# What differs between clusters stands in site.sh.
+cd "$SLURM_SUBMIT_DIR" || exit 1
+# shellcheck source=slurm/site.sh
+source slurm/site.sh
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"           # compute nodes rarely reach a model hub
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # srun stopped inheriting it in Slurm 22.05
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$((20000 + SLURM_JOB_ID % 40000))        # by job id: jobs on a shared node do not collide
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 40000))          # by job id: jobs on a shared node do not collide
 export MASTER_ADDR MASTER_PORT
-export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # srun stopped inheriting it in Slurm 22.05
+
+# rank 0 writes the step of every checkpoint here, so that a script can tell a start that gained something
+export PROMPTMEUP_PROGRESS_FILE="${PROMPTMEUP_PROGRESS_FILE:-$PWD/.progress-$SLURM_JOB_ID}"
+progress() { cat "$PROMPTMEUP_PROGRESS_FILE" 2>/dev/null || echo none; }
+started_at=$(progress)
+
+# one srun task a rank: the deepspeed launcher would not pass USR2 on
+ranks() { srun --kill-on-bad-exit=1 --wait=60 "${IN_CONTAINER[@]}" python -u "$@"; }
+
+# finish CODE: end the job as its ranks ended; back to the queue where that is worth it.
+# 85: saved ahead of the time limit. 86: the same, but no step was gained since the start.
+finish() {
+  local code=$1 restarts=${SLURM_RESTART_COUNT:-0}
+  if [ "$code" -eq 0 ]; then
+    rm -f "$PROMPTMEUP_PROGRESS_FILE"
+    exit 0
+  fi
+  echo "start $((restarts + 1)) of job $SLURM_JOB_ID ended with $code; last checkpoint: step $(progress)"
+  if [ "$code" -eq 2 ]; then
+    echo "not queued again: the configuration is wrong"
+  elif [ "$code" -ne 85 ] && [ "$(progress)" = "$started_at" ]; then
+    echo "not queued again: no checkpoint was gained since the start (step $started_at), so the next would end like it"
+  elif [ "$restarts" -ge "${PROMPTMEUP_MAX_REQUEUES:-100}" ]; then
+    echo "not queued again: it was $restarts times already (PROMPTMEUP_MAX_REQUEUES)"
+  elif scontrol requeue "$SLURM_JOB_ID"; then
+    echo "back to the queue"
+    exit 0
+  else
+    echo "scontrol requeue failed; submit the same line again to resume"
+  fi
+  exit "$code"
+}

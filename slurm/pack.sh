@@ -10,12 +10,11 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A_%a.out
 set -euo pipefail
-cd "$SLURM_SUBMIT_DIR"
-# shellcheck source=slurm/env.sh
-source slurm/env.sh
-
 config=${1:?usage: sbatch --array=0-15 slurm/pack.sh CONFIG.yaml [a.b=c ...]}
 shift
+# shellcheck source=slurm/env.sh
+source "$SLURM_SUBMIT_DIR/slurm/env.sh"
+
 task=$((${SLURM_ARRAY_TASK_ID:-0} - ${SLURM_ARRAY_TASK_MIN:-0}))
-exec python -u shards/pack.py --config "$config" "$@" \
+exec "${IN_CONTAINER[@]}" python -u shards/pack.py --config "$config" "$@" \
   "task=$task" "num_tasks=${SLURM_ARRAY_TASK_COUNT:-1}" "processes=${SLURM_CPUS_PER_TASK:-1}"

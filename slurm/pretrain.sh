@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # sbatch slurm/pretrain.sh configs/pretrain/base.yaml a.b=c ...
-# One task per GPU. Ahead of the time limit Slurm sends USR2: the run saves, exits with 85 and is queued again.
+# One task per GPU. Ahead of the time limit Slurm sends USR2: the run saves and is queued again, as it is after a crash
+# if it gained a checkpoint. See slurm/README.md.
 #SBATCH --job-name=promptmeup
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8
@@ -12,18 +13,10 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 set -uo pipefail
-cd "$SLURM_SUBMIT_DIR" || exit 1
-# shellcheck source=slurm/env.sh
-source slurm/env.sh
-
 config=${1:?usage: sbatch slurm/pretrain.sh CONFIG.yaml [a.b=c ...]}
 shift
-# one srun task a rank: the deepspeed launcher would not pass USR2 on
-srun --kill-on-bad-exit=1 --wait=60 python -u launch/pretrain.py --config "$config" "$@"
-code=$?
-if [ "$code" -eq 85 ]; then
-  echo "saved before the time limit; back to the queue (start $((${SLURM_RESTART_COUNT:-0} + 1)) is over)"
-  scontrol requeue "$SLURM_JOB_ID"
-  exit 0
-fi
-exit "$code"
+# shellcheck source=slurm/env.sh
+source "$SLURM_SUBMIT_DIR/slurm/env.sh"
+
+ranks launch/pretrain.py --config "$config" "$@"
+finish $?

@@ -53,7 +53,7 @@ def label_files(config: JsonlConfig, split: str) -> tuple[Path, ...]:
     """
     if split not in config.files:
         raise CorpusError(
-            f"there is no split '{split}': corpus.files names {', '.join(sorted(config.files))}"
+            f"there is no split '{split}': data.files names {', '.join(sorted(config.files))}"
         )
     return (config.root / config.files[split],)
 
@@ -75,7 +75,7 @@ def _rows(config: JsonlConfig, split: str) -> Iterator[tuple[str, dict[str, Any]
     folder = photo_folder(config.images, [config.root], root=config.root, setting="images")
     photos = PhotoFolder(of_split(folder, split) if config.images else folder)
     lines: dict[str, int] = {}
-    for number, fields in read_json_lines(path, missing=f"corpus.files.{split} names it"):
+    for number, fields in read_json_lines(path, missing=f"data.files.{split} names it"):
         place = f"{path} line {number}"
         if not isinstance(fields, dict):
             raise CorpusError(f"{place}: expected a JSON object")
@@ -96,7 +96,7 @@ def _common(place: str, fields: dict[str, Any], photos: PhotoFolder) -> dict[str
         _refuse(place, "words", "a list of words, none of them empty", words)
     name = _value(place, fields, "image")
     if name is not None and not isinstance(name, str):
-        _refuse(place, "image", "a path relative to corpus.root, or null", name)
+        _refuse(place, "image", "a path relative to data.root, or null", name)
     image = None if name is None else photos.find(name, place=f'{place}: "image"')
     boxes = _boxes(place, fields.get("boxes"))
     return {"id": own_id, "words": tuple(words), "image_name": name, "image": image, "boxes": boxes}

@@ -97,7 +97,7 @@ def read(config: MnreConfig, split: str) -> tuple[RelationInstance, ...]:
     """
     path, _ = label_files(config, split)
     known = frozenset(relations(config, split))
-    images = photo_folder(config.images, [config.root / "img_org"], root=config.root, setting="corpus.images")
+    images = photo_folder(config.images, [config.root / "img_org"], root=config.root, setting="data.images")
     photos = PhotoFolder(of_split(images, split))
     crops = _crops(config, split, path.parent)
     instances = []
@@ -131,7 +131,7 @@ def read(config: MnreConfig, split: str) -> tuple[RelationInstance, ...]:
 
 def _crops(config: MnreConfig, split: str, labels: Path) -> Crops:
     usual = [config.root / "img_vg"]
-    folder = of_split(photo_folder(config.crops, usual, root=config.root, setting="corpus.crops"), split)
+    folder = of_split(photo_folder(config.crops, usual, root=config.root, setting="data.crops"), split)
     lists = [labels / f"mre_{name}_dict.pth" for name in spellings(split)]
     return Crops(folder / "crops" if folder else None, lists)
 

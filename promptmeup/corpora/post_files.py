@@ -40,7 +40,7 @@ def only_file(candidates: Sequence[Path], *, what: str) -> Path:
     """
     found = [path for path in candidates if path.is_file()]
     if not found:
-        raise CorpusError(f"{what} is missing: expected {' or '.join(map(str, candidates))}; set corpus.root")
+        raise CorpusError(f"{what} is missing: expected {' or '.join(map(str, candidates))}; set data.root")
     if len(found) > 1:
         raise CorpusError(f"{what} is there more than once: keep one of {', '.join(map(str, found))}")
     return found[0]

@@ -72,7 +72,7 @@ def read(config: TwitterConfig, split: str) -> tuple[TaggedSentence, ...]:
     (path,) = label_files(config, split)
     root = Path(os.path.abspath(config.root))
     beside = root.parent / f"{root.name}_images"
-    images = photo_folder(config.images, [beside, root / "images"], root=config.root, setting="corpus.images")
+    images = photo_folder(config.images, [beside, root / "images"], root=config.root, setting="data.images")
     photos = PhotoFolder(of_split(images, split))
     crops = _crops(config, split, root)
     sentences = []
@@ -95,7 +95,7 @@ def read(config: TwitterConfig, split: str) -> tuple[TaggedSentence, ...]:
 
 def _crops(config: TwitterConfig, split: str, root: Path) -> Crops:
     usual = [root.parent / f"{root.name}_aux_images"]
-    folder = of_split(photo_folder(config.crops, usual, root=config.root, setting="corpus.crops"), split)
+    folder = of_split(photo_folder(config.crops, usual, root=config.root, setting="data.crops"), split)
     lists = [root / f"{root.name}_{name}_dict.pth" for name in spellings(split)]
     return Crops(folder / "crops" if folder else None, lists)
 

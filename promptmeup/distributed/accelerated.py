@@ -54,6 +54,12 @@ def join_accelerator(
     return accelerator, world
 
 
+def stage_of(accelerator: Accelerator) -> int:
+    """Return the ZeRO stage of accelerate's DeepSpeed plugin, 0 without it."""
+    plugin = accelerator.state.deepspeed_plugin
+    return 0 if plugin is None else int(plugin.zero_stage)
+
+
 def prepare(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
     """Return model and optimizer wrapped for the world.
 

@@ -6,7 +6,8 @@ defaults to 1.0, so it is always set; a bf16 engine does not cast its inputs (se
 
 import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +26,8 @@ if not torch.cuda.is_available():
 import deepspeed
 from deepspeed.utils import safe_get_full_fp32_param
 
-MASTER_NAMES = "master_names"
-"""in a checkpoint without ZeRO and of low precision: whose are the optimizer's float32 groups, which have no names"""
+OPTIMIZER_NAMES = "optimizer_names"
+"""in a checkpoint without ZeRO: whose is what the optimizer has, in its own order, which has no names"""
 
 
 class EngineConfig(Config):
@@ -38,6 +39,9 @@ class EngineConfig(Config):
     """auto: bf16 on a GPU, fp32 on a CPU and for models with batch normalisation"""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """largest norm of the gradient; 0 switches clipping off"""
+    timeout: float = Field(default=1800.0, gt=0)
+    """seconds that a rank waits for the others, and that a step, an evaluation or a checkpoint may take; a run in which
+    one rank hangs ends after it, saying which"""
 
 
 def compute_dtype(config: EngineConfig, model: nn.Module, device: torch.device) -> torch.dtype:
@@ -58,6 +62,12 @@ def compute_dtype(config: EngineConfig, model: nn.Module, device: torch.device) 
     if config.precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and not has_norm else torch.float32
     return torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+
+def layout(*, zero_stage: int, ranks: int, dtype: torch.dtype) -> str:
+    """Return how a checkpoint's files are cut: only an engine of the same layout reads them as they are."""
+    precision = str(dtype).removeprefix("torch.")
+    return f"ZeRO {zero_stage} on {ranks} ranks, {precision}" if zero_stage else f"no ZeRO, {precision}"
 
 
 def build_engine(
@@ -137,13 +147,81 @@ def _unsharded_masters(engine: Any) -> list[tuple[nn.Parameter, Tensor]]:
     return [pair for lows, highs in groups for pair in zip(lows, highs, strict=True)]
 
 
+def skip_update(engine: Any) -> None:
+    """Forget the gradients of the last backward pass, as DeepSpeed does when float16 overflows, and update nothing.
+
+    Collective, after `engine.backward`.
+    """
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage == 0:
+        optimizer.zero_grad(set_to_none=True)
+        engine.zero_grad()
+        return
+
+    def overflowed(*_: object, **__: object) -> None:
+        optimizer.overflow = True
+
+    replaced: dict[str, object] = {"_overflow_check_and_loss_scale_update": overflowed}
+    if stage < 3:
+        replaced = {"check_overflow": overflowed, "check_grad_overflow": True}
+    before = {name: vars(optimizer)[name] for name in replaced if name in vars(optimizer)}
+    vars(optimizer).update(replaced)
+    try:
+        engine.step()
+    finally:
+        for name in replaced:
+            del vars(optimizer)[name]
+        vars(optimizer).update(before)
+        optimizer.overflow = False
+
+
 def save_engine(engine: Any, *, folder: Path, tag: str) -> None:
-    """Write the engine's state into folder/tag; every rank writes its part and returns when all are done."""
+    """Write the engine's state into folder/tag; every rank writes its part and returns when all are done.
+
+    Raises:
+        CheckpointError: this rank could not write its part. The others do not wait for it in vain.
+    """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    engine._copy_recovery_script = lambda _: None  # a script beside every checkpoint; `export` does its work
+    failed: list[OSError | RuntimeError] = []
+    with _failures_kept(engine.checkpoint_engine, failed):
+        ours = {OPTIMIZER_NAMES: _optimizer_names(engine)}
+        engine.save_checkpoint(str(folder), tag=tag, client_state=ours, save_latest=False)
+    if failed:
+        raise CheckpointError(f"cannot write to {folder / tag}: {failed[0]}") from failed[0]
+
+
+@contextmanager
+def _failures_kept(writer: Any, failed: list[OSError | RuntimeError]) -> Iterator[None]:
+    """Note errors of writing instead of raising them: DeepSpeed has barriers behind them, where others would wait."""
+
+    def guarded(action: Callable[..., Any]) -> Callable[..., None]:
+        def act(*arguments: Any, **named: Any) -> None:
+            if not failed:
+                try:
+                    action(*arguments, **named)
+                # torch's writer of zip files has no class of its own for a full disk
+                except (OSError, RuntimeError) as error:
+                    failed.append(error)
+
+        return act
+
+    writer.save, writer.makedirs = guarded(writer.save), guarded(writer.makedirs)
+    try:
+        yield
+    finally:
+        del writer.save, writer.makedirs
+
+
+def _optimizer_names(engine: Any) -> list[str]:
+    """Return the names of the optimizer's parameters in its order, without ZeRO; [] with it."""
+    if engine.zero_optimization_stage() > 0:
+        return []
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
-    masters = [names[id(low)] for low, _ in _unsharded_masters(engine)]
-    ours = {MASTER_NAMES: masters} if masters else {}
-    engine.save_checkpoint(str(folder), tag=tag, client_state=ours, save_latest=False)
+    groups = getattr(engine.optimizer, "fp16_groups", None)
+    if groups is None:
+        groups = [group["params"] for group in engine.optimizer.param_groups]
+    return [names[id(parameter)] for group in groups for parameter in group]
 
 
 def load_engine(engine: Any, *, folder: Path, tag: str) -> None:

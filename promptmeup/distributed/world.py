@@ -1,10 +1,11 @@
 """Who takes part in a run: rank, size and device, from the environment that a launcher sets."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,11 @@ def say(world: World, *values: object) -> None:
         print(*values, flush=True)
 
 
+def warn(text: str) -> None:
+    """Print a warning to standard error, on whatever rank."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def highest(value: float, world: World) -> float:
     """Return on every rank the largest `value` of all; every rank must call it."""
     if world.size == 1:
@@ -62,6 +68,15 @@ def broadcast_object(value: T, world: World) -> T:
     values = [value]
     dist.broadcast_object_list(values, src=0, device=world.device)
     return values[0]
+
+
+def gather_objects(value: T, world: World) -> list[T]:
+    """Return every rank's `value` (picklable), in the order of ranks, on every rank; every rank must call it."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

@@ -8,6 +8,7 @@ from promptmeup.errors import CheckpointError, ConfigError, WeightsError
 from promptmeup.models.extraction import EXTRACTION_TYPES
 from promptmeup.models.weights import model_type
 from promptmeup.tracking.provenance import last_config
+from promptmeup.training.checkpoint import complete
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,7 @@ def _weights(run: Path, checkpoint: str | None) -> Path:
         if not _holds_model(run / "best"):
             raise WeightsError(f"{run} has no best/ yet; let its first evaluation finish")
         return run / "best"
-    kept = sorted(
-        path.name for path in (run / "checkpoints").glob("step-*") if (path / "run_state.json").exists()
-    )
+    kept = complete(run)
     if checkpoint in ("best", "model"):
         if not _holds_model(run / checkpoint):
             has = "its checkpoints are " + ", ".join(kept) if kept else "it has no checkpoint either"
@@ -97,15 +96,14 @@ def _weights(run: Path, checkpoint: str | None) -> Path:
         saved = next((run / name for name in ("best", "model") if _holds_model(run / name)), None)
         if saved is not None:
             return saved
-    pointer = run / "checkpoints" / "latest"
     tag = checkpoint
     if tag in (None, "latest"):
-        if not pointer.exists():
+        if not kept:
             raise CheckpointError(
                 f"{run} has saved neither a model nor a checkpoint yet; let it reach its first checkpoint "
                 "(save_every), or stop it with Ctrl-C, which saves one"
             )
-        tag = pointer.read_text(encoding="utf-8").strip()
+        tag = kept[-1]
     if tag not in kept:
         raise CheckpointError(
             f"checkpoint={checkpoint or 'latest'}: {run / 'checkpoints'} has no complete {tag}; "

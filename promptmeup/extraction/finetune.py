@@ -1,7 +1,6 @@
 """Fine-tuning with one or several seeds, and what all of them say together."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from promptmeup.extraction.report import describe_corpus, labels_line, spread, s
 from promptmeup.extraction.seed_run import FinetuneConfig, train_seed
 from promptmeup.shard_format import write_json
 from promptmeup.tracking.console import table
-from promptmeup.training.signals import SAVED_EXIT_CODE, StopFlag
+from promptmeup.training.signals import STOP_FILE, Orders, StopFlag, may_start
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -24,6 +23,10 @@ def finetune(config: FinetuneConfig) -> None:
         precision=config.precision, batch=config.batch, clipping=config.optim.gradient_clipping
     )
     try:
+        if not may_start(config.out, world):
+            say(world, f"{config.out / STOP_FILE} is there, so nothing is done; remove it to go on")
+            return
+        orders = Orders(config.out, stop=stop, world=world)
         corpus = read_corpus(config.data)
         say(world, describe_corpus(corpus))
         results = []
@@ -36,10 +39,8 @@ def finetune(config: FinetuneConfig) -> None:
                 folder=folder,
                 accelerator=accelerator,
                 world=world,
-                stop=stop,
+                orders=orders,
             )
-            if result is None:
-                sys.exit(SAVED_EXIT_CODE)
             results.append(result)
         if world.is_main:
             _summarise(config.out, results)

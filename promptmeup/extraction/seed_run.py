@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from promptmeup.config import Config
-from promptmeup.distributed.accelerated import prepare, whole_weights
-from promptmeup.distributed.world import World, agree, barrier, broadcast_object, gpu_names
+from promptmeup.distributed.accelerated import prepare, stage_of, whole_weights
+from promptmeup.distributed.world import World, barrier, broadcast_object, gpu_names, warn
+from promptmeup.errors import CheckpointError, NotFiniteError
 from promptmeup.extraction.batches import (
     ExtractionBatch,
     evaluation_rows,
@@ -45,10 +46,13 @@ from promptmeup.tracking.provenance import environment
 from promptmeup.tracking.settings import TrackedDataset, TrackingConfig
 from promptmeup.tracking.tracker import Tracker
 from promptmeup.training import checkpoint
+from promptmeup.training.crash import put_aside
+from promptmeup.training.lifeline import Lifeline
 from promptmeup.training.loop import Every, fit
 from promptmeup.training.optim import rate_scale, set_rates
 from promptmeup.training.seeds import step_seed
-from promptmeup.training.signals import StopFlag
+from promptmeup.training.signals import Order, Orders, exit_code
+from promptmeup.training.skipped import Skipped
 
 
 class FinetuneConfig(Config):
@@ -83,6 +87,10 @@ class FinetuneConfig(Config):
     """of forward and backward passes; auto: bf16 on a GPU, fp32 on a CPU"""
     save_every: int = Field(default=0, ge=0)
     """steps between two checkpoints, besides those after each epoch"""
+    max_skipped: int = Field(default=5, ge=0)
+    """most steps in a row whose loss is not finite: they change nothing; one more ends the run"""
+    timeout: float = Field(default=1800.0, gt=0)
+    """seconds that a step, an evaluation or a checkpoint may take; a run in which one process hangs ends after it"""
 
 
 def train_seed(
@@ -93,9 +101,38 @@ def train_seed(
     folder: Path,
     accelerator: Accelerator,
     world: World,
-    stop: StopFlag,
-) -> dict[str, Any] | None:
-    """Train, evaluate the best model and return the result; None when a signal stopped it, after saving. Collective."""
+    orders: Orders,
+) -> dict[str, Any]:
+    """Train, evaluate the best model and return the result. Collective.
+
+    Raises:
+        SystemExit: told to stop, after saving.
+    """
+    with Lifeline(folder, world=world, timeout=config.timeout) as life:
+        return _train(
+            config,
+            corpus=corpus,
+            seed=seed,
+            folder=folder,
+            accelerator=accelerator,
+            world=world,
+            orders=orders,
+            life=life,
+        )
+
+
+def _train(
+    config: FinetuneConfig,
+    *,
+    corpus: Corpus,
+    seed: int,
+    folder: Path,
+    accelerator: Accelerator,
+    world: World,
+    orders: Orders,
+    life: Lifeline,
+) -> dict[str, Any]:
+    crashed = put_aside(folder) if world.is_main else None
     torch.manual_seed(seed)  # every rank starts from the same head
     start = open_start(config.model, encoders=config.encoders, text_only=config.data.text_only)
     image_size = start.vision.image_size if start.vision else None
@@ -107,12 +144,19 @@ def train_seed(
     vision = model.encoder.vision
 
     identity: dict[str, int | str] = {"seed": seed, "batch": config.batch, "sentences": len(data.train)}
-    state = checkpoint.resume(
-        lambda *, folder, tag: accelerator.load_state(str(folder / tag)),
-        run=folder,
-        order=identity,
-        world=world,
-    ) or RunState(world_size=world.size, order=identity)
+    found = checkpoint.find(folder, order=identity, world=world, warn=warn)
+    state = found.state if found else RunState(order=identity)
+    zero_stage = stage_of(accelerator)
+    layout = f"ZeRO {zero_stage} on {world.size} ranks" if zero_stage else "no ZeRO"
+    if found and state.layout != layout:
+        raise CheckpointError(
+            f"{found.folder / found.tag} was written with {state.layout}, and this is {layout}; start it as it was, or "
+            "choose another out= to begin again"
+        )
+    if found:
+        accelerator.load_state(str(found.folder / found.tag))
+    state.layout, started_at = layout, state.step
+    skipped = Skipped(config.max_skipped, world)
     per_epoch = steps_per_epoch(len(data.train), config.batch)
     total_steps = config.epochs * per_epoch
     share = {"rank": world.rank, "size": world.size}
@@ -128,8 +172,16 @@ def train_seed(
         set_rates(optimizer, peaks=peaks, scale=scale)
         batch = batch.to(world.device)
         loss = wrapped(**model_inputs(batch, vision), weights=batch.weights_B).loss
+        rate = torch.tensor(max(peaks) * scale)
+        mean = accelerator.reduce(loss.detach(), "mean")
+        if not mean.isfinite():
+            state.skipped += 1
+            why = NotFiniteError(f"loss = {mean.item()}: sentences of this rank: {' '.join(batch.keys[:8])}")
+            tracker.event("skipped", number + 1, why=skipped.insist(number + 1, why))
+            return {"lr": rate}
+        skipped.end()
         accelerator.backward(loss)
-        found = {"loss": accelerator.reduce(loss.detach(), "mean"), "lr": torch.tensor(max(peaks) * scale)}
+        found = {"loss": mean, "lr": rate}
         if config.optim.gradient_clipping > 0:
             norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.gradient_clipping)
             found |= {} if norm is None else {"gradient_norm": torch.as_tensor(norm)}
@@ -177,10 +229,17 @@ def train_seed(
     def write(*, folder: Path, tag: str) -> None:
         accelerator.save_state(str(folder / tag))
 
+    def save() -> str | None:
+        problem = checkpoint.save(write, run=folder, state=state, world=world, keep=1)
+        if problem:
+            tracker.event("warning", state.step, text=f"{problem}; training goes on")
+        return problem
+
     tracker = Tracker.off()
     if world.is_main:
         tracker = Tracker(folder, config=config.tracking, total_steps=total_steps)
-    with tracker:
+    life.abandon = tracker.finish
+    with tracker, life.reporting():
         tracker.start(
             config=config.model_copy(update={"seeds": (seed,)}),
             environment=environment(command=sys.argv, gpus=gpu_names(), world_size=world.size),
@@ -188,26 +247,35 @@ def train_seed(
             datasets=_datasets(config.data, data),
             parent_run_id=run_id(start.run) if start.run else None,
         )
+        if crashed:
+            tracker.event("warning", state.step, text=f"the last start ended badly: {crashed}")
         wrapped.train()
         # a signal that comes with the last step of an epoch saves before the epoch is evaluated
         was_evaluated = state.step % per_epoch or state.epoch == state.step // per_epoch
-        finished = (is_enough() if was_evaluated else evaluate()) or fit(
-            step,
-            batches,
-            state=state,
-            total_steps=total_steps,
-            global_batch=config.batch,
-            every=Every(config.tracking.log_every, per_epoch, config.save_every or per_epoch),
-            log=log,
-            evaluate=evaluate,
-            save=lambda: checkpoint.save(write, run=folder, state=state, world=world, keep=1),
-            should_stop=lambda: agree(bool(stop), world),
+        is_over = is_enough() if was_evaluated else evaluate()
+        ended = (
+            Order.GO
+            if is_over
+            else fit(
+                step,
+                batches,
+                state=state,
+                total_steps=total_steps,
+                global_batch=config.batch,
+                every=Every(config.tracking.log_every, per_epoch, config.save_every or per_epoch),
+                log=log,
+                evaluate=evaluate,
+                save=save,
+                orders=orders,
+                note=life.note,
+            )
         )
+        life.note("end", state.step)
         accelerator.free_memory()
-        if not finished:
-            tracker.event("stopped", state.step, signal=stop.received or "on another rank")
+        if ended is not Order.GO:
+            tracker.event("stopped", state.step, by=orders.reason())
             tracker.finish("KILLED")
-            return None
+            sys.exit(exit_code(ended, gained=state.step > started_at))
         barrier(world)
         best = load_finetuned(folder / "best", device=world.device)
         result: dict[str, Any] = {
@@ -220,9 +288,11 @@ def train_seed(
             "splits": {},
         }
         for split in data.splits:
-            found = predictions(best.model, split.examples, scores=True)
+            predicted = predictions(best.model, split.examples, scores=True)
             if world.is_main:
-                result["splits"][split.name] = _write_split(folder, split, found, data, tracker, state.step)
+                result["splits"][split.name] = _write_split(
+                    folder, split, predicted, data, tracker, state.step
+                )
         if world.is_main:
             write_json(folder / "result.json", result)
             tracker.add_artifact(folder / "result.json")

@@ -1,19 +1,35 @@
-"""Checkpoints in RUN/checkpoints: complete before `latest` names them, chosen by rank 0, oldest removed.
+"""Checkpoints in RUN/checkpoints: whole or not there, verified before they are used, the oldest removed.
 
-checkpoints/step-00000400/   the engine's files and run_state.json
-checkpoints/latest           the tag to resume from, replaced atomically after every rank has written
+checkpoints/step-00000400/           the engine's files, and run_state.json with every file's size and sha256
+checkpoints/step-00000400.partial/   being written; never chosen
+checkpoints/step-00000400.damaged/   not as it was written: put aside, never chosen
+
+A checkpoint gets its name when all of it is on the disk, so the newest name is the one to resume from.
 """
 
+import errno
+import hashlib
 import json
+import os
+import re
 import shutil
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from promptmeup.distributed.world import World, barrier, broadcast_object
+from promptmeup.distributed.world import World, barrier, broadcast_object, gather_objects
 from promptmeup.errors import CheckpointError
 from promptmeup.records import RunState
-from promptmeup.shard_format import write_atomically, write_json
+from promptmeup.shard_format import write_json
+
+Files = dict[str, tuple[int, str]]
+"""name in the checkpoint -> bytes, sha256"""
+
+PROGRESS_FILE = "PROMPTMEUP_PROGRESS_FILE"
+"""variable that names a file for the newest checkpoint's step, by which a job script knows what a start has gained"""
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Transfer(Protocol):
@@ -22,65 +38,199 @@ class Transfer(Protocol):
     def __call__(self, *, folder: Path, tag: str) -> None: ...
 
 
-def save(write: Transfer, *, run: Path, state: RunState, world: World, keep: int = 2) -> None:
-    """Write a checkpoint of `state.step` and keep the newest `keep`; collective."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    folder: Path
+    """of all checkpoints of the run"""
+    tag: str
+    state: RunState
+
+
+def complete(run: Path) -> list[str]:
+    """Return the tags of the run's whole checkpoints, oldest first."""
+    return sorted(
+        path.name
+        for path in (run / "checkpoints").glob("step-*")
+        if re.fullmatch(r"step-\d+", path.name) and (path / "run_state.json").exists()
+    )
+
+
+def save(write: Transfer, *, run: Path, state: RunState, world: World, keep: int = 2) -> str | None:
+    """Write a checkpoint of `state.step`, verified on its way, and keep the newest `keep`. Collective.
+
+    Where the disk is full and there are several checkpoints, the oldest makes room and all is tried once more.
+
+    Returns:
+        what went wrong, on every rank, where one of them could not write: what was there before still is. None if all
+        is well.
+    """
     folder = run / "checkpoints"
     tag = f"step-{state.step:08d}"
-    write(folder=folder, tag=tag)
-    if world.rank == 0:
-        write_json(folder / tag / "run_state.json", asdict(state))
+    problem, is_full = _try(write, folder=folder, tag=tag, state=state, world=world)
+    has_older = broadcast_object(len(complete(run)) > 1, world)
+    if problem and is_full and has_older:
+        if world.is_main:
+            shutil.rmtree(folder / complete(run)[0], ignore_errors=True)
+        problem, _ = _try(write, folder=folder, tag=tag, state=state, world=world)
+    if problem:
+        kept = broadcast_object(complete(run), world)
+        newest = f"{folder / kept[-1]} is the newest one still" if kept else f"{folder} has none yet"
+        return f"the checkpoint of step {state.step} could not be written: {problem}; {newest}"
+    if world.is_main:
+        for old in complete(run)[:-keep]:
+            shutil.rmtree(folder / old, ignore_errors=True)
+        if PROGRESS_FILE in os.environ:
+            Path(os.environ[PROGRESS_FILE]).write_text(f"{state.step}\n", encoding="utf-8")
+    return None
+
+
+def _try(write: Transfer, *, folder: Path, tag: str, state: RunState, world: World) -> tuple[str, bool]:
+    """Write all of a checkpoint or nothing; return what went wrong ("" for nothing) and whether for want of space."""
+    partial = f"{tag}.partial"
+    if world.is_main:
+        for left in folder.glob("step-*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
     barrier(world)
-    if world.rank == 0:
-        write_atomically(folder / "latest", tag.encode())
-        for old in sorted(folder.glob("step-*"))[:-keep]:
-            if old.name != tag:
-                shutil.rmtree(old, ignore_errors=True)
+    problem = _attempt(lambda: write(folder=folder, tag=partial))
+    found = _first(problem, world)
+    if found is None:
+        files: Files = {}
+        names = broadcast_object(_names(folder / partial), world)
+        problem = _attempt(lambda: files.update(_hashed(folder / partial, names[world.rank :: world.size])))
+        everyone = gather_objects((problem, files), world)
+        files = {name: entry for _, part in everyone for name, entry in sorted(part.items())}
+        found = next((error for error, _ in everyone if error is not None), None)
+    if found is None:
+        if world.is_main:
+            problem = _attempt(lambda: _publish(folder, tag=tag, state=state, files=files))
+        found = _first(problem, world)
+    if found is not None and world.is_main:
+        shutil.rmtree(folder / partial, ignore_errors=True)
+    barrier(world)
+    return found or ("", False)
 
 
-def find_latest(run: Path, *, world: World) -> tuple[str, RunState] | None:
-    """Return tag and state of the checkpoint to resume from, or None; rank 0 looks, all ranks agree."""
-    found: tuple[str, RunState] | None = None
-    if world.rank == 0:
-        pointer = run / "checkpoints" / "latest"
-        if pointer.exists():
-            tag = pointer.read_text().strip()
-            try:
-                state = RunState(**json.loads((pointer.parent / tag / "run_state.json").read_text()))
-            except (OSError, ValueError, TypeError) as error:
-                raise CheckpointError(
-                    f"{pointer} names {tag}, which cannot be read: {error}; write the name of another "
-                    f"checkpoint into {pointer}, or delete it to start again"
-                ) from error
-            found = (tag, state)
-    return broadcast_object(found, world)
+def _publish(folder: Path, *, tag: str, state: RunState, files: Files) -> None:
+    partial = folder / f"{tag}.partial"
+    write_json(partial / "run_state.json", {**asdict(state), "files": files})
+    _synchronise(partial)
+    shutil.rmtree(folder / tag, ignore_errors=True)  # of an earlier start, which went on from an older one
+    partial.rename(folder / tag)
+    _synchronise(folder)
 
 
-def resume(read: Transfer, *, run: Path, order: dict[str, int | str], world: World) -> RunState | None:
-    """Let `read` load the latest checkpoint and return its state; None where there is none. Collective.
+def _attempt(action: Callable[[], None]) -> tuple[str, bool] | None:
+    """Do it; return what went wrong and whether for want of space."""
+    try:
+        action()
+    except (OSError, CheckpointError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        return str(error), isinstance(cause, OSError) and cause.errno in _NO_SPACE
+    return None
+
+
+def _first(problem: tuple[str, bool] | None, world: World) -> tuple[str, bool] | None:
+    """Return the problem of the first rank that has one."""
+    return next((found for found in gather_objects(problem, world) if found is not None), None)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _hashed(folder: Path, names: list[str]) -> Files:
+    """Return size and hash of files, once they are on the disk: a full disk is often told only by fsync."""
+    found: Files = {}
+    for name in names:
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found[name] = (file.tell(), digest)
+    return found
+
+
+def _synchronise(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def find(
+    run: Path, *, order: Mapping[str, int | str], world: World, warn: Callable[[str], None]
+) -> Checkpoint | None:
+    """Return the newest checkpoint that is as it was written, or None where there is none yet. Collective.
+
+    A damaged one is put aside under another name, loudly, and the one before it is taken.
 
     Raises:
-        CheckpointError: the checkpoint belongs to another data order or number of ranks.
+        CheckpointError: all are damaged, or the checkpoint belongs to another order of the data.
     """
-    found = find_latest(run, world=world)
-    if found is None:
-        return None
-    tag, state = found
-    if state.order != order:
-        names = dict.fromkeys([*state.order, *order])
-        changed = [
-            f"{name} was {state.order.get(name)!r} and is {order.get(name)!r}"
-            for name in names
-            if state.order.get(name) != order.get(name)
-        ]
+    folder = run / "checkpoints"
+    damaged: list[str] = []
+    while True:
+        tags = broadcast_object(complete(run), world)
+        if not tags:
+            break
+        tag = tags[-1]
+        state, problem = _verified(folder / tag, world)
+        if state is not None:
+            _insist_on(order, state, run)
+            return Checkpoint(folder, tag, state)
+        damaged.append(f"{folder / tag} ({problem})")
+        if world.is_main:
+            shutil.rmtree(folder / f"{tag}.damaged", ignore_errors=True)
+            (folder / tag).rename(folder / f"{tag}.damaged")
+            before = f"going back to {tags[-2]}" if len(tags) > 1 else "and it is the only one"
+            warn(
+                f"the checkpoint {folder / tag} is damaged: {problem}; it is now called {tag}.damaged, {before}"
+            )
+        barrier(world)
+    if damaged:
+        raise CheckpointError(
+            f"no checkpoint of {run} is whole: {'; '.join(damaged)}. Bring one back (they are called *.damaged now), "
+            f"or delete {folder} to begin again"
+        )
+    return None
+
+
+def _verified(place: Path, world: World) -> tuple[RunState | None, str]:
+    """Return the state, or None and what is wrong; every rank reads its share of the files."""
+    state: RunState | None = None
+    problem: str | None = None
+    try:
+        content = json.loads((place / "run_state.json").read_text(encoding="utf-8"))
+        files = {name: tuple(entry) for name, entry in content.pop("files").items()}
+        state = RunState(**content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        problem = f"run_state.json cannot be read: {error}"
+    else:
+        for name in sorted(files)[world.rank :: world.size]:
+            try:
+                is_same = _hashed(place, [name])[name] == files[name]
+            except OSError as error:
+                problem = problem or f"{name}: {error.strerror}"
+                continue
+            if not is_same:
+                problem = problem or f"{name} is not what was written"
+    found = next((text for text in gather_objects(problem, world) if text is not None), None)
+    return (state, "") if found is None else (None, found)
+
+
+def _insist_on(order: Mapping[str, int | str], state: RunState, run: Path) -> None:
+    names = dict.fromkeys([*state.order, *order])
+    changed = [
+        f"{name} was {state.order.get(name)!r} and is {order.get(name)!r}"
+        for name in names
+        if state.order.get(name) != order.get(name)
+    ]
+    if changed:
         raise CheckpointError(
             f"{run} was trained on another data order or other labels: {'; '.join(changed)} (fingerprint: the packed "
             "corpus; labels: the soft labels; window, pairs, blend: of data; order_version: of this program). "
             "Restore what changed, or choose another out= to begin again"
         )
-    if state.world_size != world.size:
-        raise CheckpointError(
-            f"the checkpoint {run / 'checkpoints' / tag} was written by {state.world_size} ranks and this run "
-            f"has {world.size}; start it with {state.world_size} ranks"
-        )
-    read(folder=run / "checkpoints", tag=tag)
-    return state

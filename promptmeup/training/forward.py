@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from promptmeup.data.transforms import normalise
-from promptmeup.errors import TrainingError
+from promptmeup.errors import NotFiniteError
 from promptmeup.losses.total import Losses, rows_not_finite
 from promptmeup.records import Batch, Features, is_per_row
 
@@ -54,7 +54,7 @@ class Soundness:
         """Return if all is well.
 
         Raises:
-            TrainingError: on every rank, where a loss of the world or a feature of any rank is NaN or infinite; it
+            NotFiniteError: on every rank, where a loss of the world or a feature of any rank is NaN or infinite; it
                 names this rank's images that are to blame.
         """
         if self._arrived is not None:
@@ -65,15 +65,11 @@ class Soundness:
         wrong = [f"{name} = {value.item()}" for name, value in scalars.items() if not value.isfinite()]
         rows = rows_not_finite(features).tolist()
         keys = [key for key, is_wrong in zip(batch.keys, rows, strict=True) if is_wrong]
-        blame = "all features of this rank are finite; look at what the other ranks say"
+        blame = "all features of this rank are finite"
         if keys:
             shown = " ".join(keys[:8]) + (" ..." if len(keys) > 8 else "")
             blame = (
                 f"{len(keys)} of this rank's {len(batch)} pairs have features that are not finite; "
                 f"images: {shown}"
             )
-        raise TrainingError(
-            f"{', '.join(wrong) or 'features that are not finite'}: {blame}. This batch was not trained "
-            "on and the last checkpoint is untouched; lower optim.lr, or look at these images, and start again to "
-            "resume"
-        )
+        raise NotFiniteError(f"{', '.join(wrong) or 'features that are not finite'}: {blame}")

@@ -1,5 +1,6 @@
 """A labelling run: teacher, banks, soft labels of every shard, shared over processes by files alone."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from accelerate import PartialState
 from pydantic import Field
 
 from promptmeup.data.reader import PackedSplit
+from promptmeup.distributed.world import announce, place
 from promptmeup.errors import ShardError
 from promptmeup.packing.entities import names_in
 from promptmeup.progress import progress
@@ -36,6 +38,9 @@ class LabelRunConfig(LabelConfig):
 
 def label(config: LabelRunConfig) -> None:
     """Label every split of `config`; shards that are labelled already stay."""
+    rank, size, local_rank = place(os.environ)
+    if size > 1:
+        announce(rank, size, local_rank)  # srun says it in other words
     processes = PartialState(cpu=config.device == "cpu")
     device = processes.device if config.device == "auto" else torch.device(config.device)
     is_main = processes.is_main_process

@@ -2,14 +2,15 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from promptmeup.errors import TrainingError
+from promptmeup.errors import CheckpointError, TrainingError
 from promptmeup.records import RunState
+from promptmeup.training.signals import Order
 
 
 class Named(Protocol):
@@ -18,6 +19,12 @@ class Named(Protocol):
     @property
     def keys(self) -> tuple[str, ...]:
         """Names of its rows, for messages."""
+
+
+class Note(Protocol):
+    """Is told what comes next: the phase, the steps done, the batch's keys."""
+
+    def __call__(self, phase: str, step: int, keys: Sequence[str] = ()) -> None: ...
 
 
 SomeBatch = TypeVar("SomeBatch", bound=Named)
@@ -42,30 +49,38 @@ def fit(
     every: Every,
     log: Callable[[int, dict[str, float], float], None],
     evaluate: Callable[[], bool],
-    save: Callable[[], None],
-    should_stop: Callable[[], bool],
-) -> bool:
-    """Train from `state.step` to `total_steps`; return False when stopped early, after saving.
+    save: Callable[[], str | None],
+    orders: Callable[[], Order],
+    note: Note,
+) -> Order:
+    """Train from `state.step` to `total_steps`; return GO at the end, or the order that ended it before, after saving.
 
     `step` gets a batch and the number of the update, and returns scalars on the device; they are read only
     where a line is logged, so that a GPU is never waited for in between. `log` gets the step, its values, and
-    the seconds since the line before. `evaluate` returns whether training may end here already.
+    the seconds since the line before. `evaluate` returns whether training may end here already. `save` returns what
+    went wrong, if anything did: training goes on without that checkpoint. `note` is told what comes next.
 
     Raises:
-        TrainingError: the loss is not finite; nothing is saved, the last checkpoint stays.
+        TrainingError: a value of a logged step is not finite; nothing is saved, the last checkpoint stays.
+        CheckpointError: told to stop, and the checkpoint could not be written.
     """
     data_seconds = 0.0
     logged_step, logged_at = state.step, time.perf_counter()
+    if state.step < total_steps and (order := orders()) >= Order.STOP:
+        return order  # told while it was starting: there is nothing new to save
     while state.step < total_steps:
+        note("reading data", state.step)
         begin = time.perf_counter()
         batch = next(batches)
         data_seconds += time.perf_counter() - begin
+        note("step", state.step, batch.keys)
         metrics = step(batch, state.step)
         state.step += 1
         state.pairs_consumed += global_batch
         is_last = state.step == total_steps
-        is_stopping = should_stop()
-        is_saving = is_last or is_stopping or (every.save > 0 and state.step % every.save == 0)
+        order = orders()
+        is_stopping = order >= Order.STOP
+        is_saving = is_last or order is not Order.GO or (every.save > 0 and state.step % every.save == 0)
 
         if is_saving or state.step % every.log == 0 or state.step == 1:
             values = {name: value.item() for name, value in metrics.items()}
@@ -76,18 +91,24 @@ def fit(
             log(state.step, values, seconds)
             data_seconds, logged_step, logged_at = 0.0, state.step, time.perf_counter()
         if (is_last or (every.evaluate > 0 and state.step % every.evaluate == 0)) and not is_stopping:
+            note("evaluation", state.step)
             is_last = evaluate() or is_last
             is_saving = is_saving or is_last
         if is_saving:
-            save()
-        if is_stopping and not is_last:
-            return False
+            note("checkpoint", state.step)
+            problem = save()
+            if is_stopping and problem:
+                raise CheckpointError(
+                    f"told to stop, but {problem}; make room and start again to resume from there"
+                )
         if is_last:
-            return True
+            return Order.GO
+        if is_stopping:
+            return order
         if is_saving or (every.evaluate > 0 and state.step % every.evaluate == 0):
             # evaluating and saving are not training: keep them out of the next pairs per second
             data_seconds, logged_step, logged_at = 0.0, state.step, time.perf_counter()
-    return True
+    return Order.GO
 
 
 def check_finite(values: dict[str, float], *, batch: Named, step: int) -> None:

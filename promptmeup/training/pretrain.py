@@ -4,6 +4,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -27,20 +28,24 @@ from promptmeup.distributed.engine import (
     build_engine,
     compute_dtype,
     full_weights,
+    layout,
     load_engine,
     save_engine,
 )
+from promptmeup.distributed.reading import read_whole
+from promptmeup.distributed.resharding import give_optimizer, give_weights
 from promptmeup.distributed.world import (
     World,
-    agree,
     gpu_names,
     highest,
     join,
     leave,
     ranks_on_node,
+    say,
     share_cores,
+    warn,
 )
-from promptmeup.errors import ConfigError, TrainingError
+from promptmeup.errors import ConfigError, NotFiniteError
 from promptmeup.losses.total import LossConfig
 from promptmeup.models.alignment import AlignmentModel, ModelConfig, build_model
 from promptmeup.models.saving import load_matching, save_description, save_model
@@ -52,11 +57,14 @@ from promptmeup.tracking.provenance import environment
 from promptmeup.tracking.settings import TrackedDataset, TrackingConfig
 from promptmeup.tracking.tracker import Tracker
 from promptmeup.training import checkpoint
+from promptmeup.training.crash import put_aside
 from promptmeup.training.evaluation import evaluate_retrieval
+from promptmeup.training.lifeline import Lifeline
 from promptmeup.training.loop import Every, fit
 from promptmeup.training.optim import OptimConfig, build_optimizer, rate_scale, set_rates
 from promptmeup.training.seeds import step_seed
-from promptmeup.training.signals import SAVED_EXIT_CODE, StopFlag
+from promptmeup.training.signals import STOP_FILE, Order, Orders, StopFlag, exit_code, may_start
+from promptmeup.training.skipped import Skipped
 from promptmeup.training.stall import StallMeter
 from promptmeup.training.step import train_step
 from promptmeup.training.watch import Watch
@@ -89,6 +97,9 @@ class PretrainConfig(Config):
     save_every: int = Field(default=500, ge=0)
     """steps between two checkpoints; 0: only at the end or when stopped"""
     keep_checkpoints: int = Field(default=2, gt=0)
+    """newest ones that stay; the best model stays in best/ besides"""
+    max_skipped: int = Field(default=5, ge=0)
+    """most steps in a row whose loss or gradient is not finite: they change nothing; one more ends the run"""
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
@@ -144,19 +155,28 @@ def choose_labels(split: Path, name: str | None) -> Path:
 
 def pretrain(config: PretrainConfig) -> None:
     """Run `config` on this process's share of the world; resumes by itself from `config.out`."""
-    world = join()
+    stop = StopFlag()
+    world = join(timeout=timedelta(seconds=config.engine.timeout))
     share_cores(world)
     try:
-        is_finished = train(config, world)
+        code = train(config, world, stop)
     finally:
         leave()
-    if not is_finished:
-        sys.exit(SAVED_EXIT_CODE)
+    sys.exit(code)
 
 
-def train(config: PretrainConfig, world: World) -> bool:
-    """Train on one rank of `world`; return False when a signal stopped the run early, after saving."""
-    stop = StopFlag()
+def train(config: PretrainConfig, world: World, stop: StopFlag | None = None) -> int:
+    """Train on one rank of `world`; return the exit code: 0 when done or told to end, else see `signals`."""
+    if not may_start(config.out, world):
+        say(world, f"{config.out / STOP_FILE} is there, so nothing is done; remove it to go on")
+        return 0
+    with Lifeline(config.out, world=world, timeout=config.engine.timeout) as life:
+        orders = Orders(config.out, stop=stop or StopFlag(), world=world)
+        return _train(config, world, orders=orders, life=life)
+
+
+def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeline) -> int:
+    crashed = put_aside(config.out) if world.is_main else None
     torch.manual_seed(config.seed)  # every rank starts from the same random weights
 
     sources, banks = open_sources(config, world)
@@ -172,6 +192,13 @@ def train(config: PretrainConfig, world: World) -> bool:
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
     dtype = compute_dtype(config.engine, model, world.device)
+    found = checkpoint.find(config.out, order=sources.identity, world=world, warn=warn)
+    state = found.state if found else RunState(order=sources.identity)
+    own_layout = layout(zero_stage=config.engine.zero_stage, ranks=world.size, dtype=dtype)
+    moved_from = state.layout if found and state.layout != own_layout else None
+    whole = read_whole(found.folder, found.tag) if found and moved_from and world.is_main else None
+    if moved_from:
+        give_weights(whole, model, world=world)
     engine = build_engine(
         model,
         optimizer=optimizer,
@@ -179,10 +206,12 @@ def train(config: PretrainConfig, world: World) -> bool:
         batch=config.global_batch // world.size,
         world=world,
     )
-    read, write = partial(load_engine, engine), partial(save_engine, engine)
-    state = checkpoint.resume(read, run=config.out, order=sources.identity, world=world) or RunState(
-        world_size=world.size, order=sources.identity
-    )
+    if moved_from:
+        give_optimizer(whole, engine, world=world)
+    elif found:
+        load_engine(engine, folder=found.folder, tag=found.tag)
+    del whole
+    state.layout, started_at = own_layout, state.step
     if world.is_main:
         _describe(config.out / "description", model=model, tokenizer=hf_tokenizer, sources=sources, val=val)
     pairs_left = (config.epochs or 0) * stream.num_pairs - state.pairs_consumed
@@ -200,9 +229,9 @@ def train(config: PretrainConfig, world: World) -> bool:
     batches = watched(
         batches,
         limit=config.data.max_damaged,
-        report=report_to(config.out / "damaged.jsonl", rank=world.rank, warn=_warn),
+        report=report_to(config.out / "damaged.jsonl", rank=world.rank, warn=warn),
     )
-    exchange, watch = WorldExchange(world), Watch()
+    exchange, watch, skipped = WorldExchange(world), Watch(), Skipped(config.max_skipped, world)
     stall = StallMeter(
         workers=config.data.workers, cores=len(os.sched_getaffinity(0)), ranks=ranks_on_node(world)
     )
@@ -232,8 +261,11 @@ def train(config: PretrainConfig, world: World) -> bool:
                 exchange=exchange,
                 micro_batch=config.micro_batch,
             )
-        except TrainingError as error:
-            raise TrainingError(f"step {number + 1}: {error}") from error
+        except NotFiniteError as error:
+            state.skipped += 1
+            tracker.event("skipped", number + 1, why=skipped.insist(number + 1, error))
+            return {"lr": torch.tensor(max(peaks) * scale)}
+        skipped.end()
         return metrics | {"lr": torch.tensor(max(peaks) * scale)} | _gradient_norm(engine)
 
     def log(number: int, metrics: dict[str, float], seconds: float) -> None:
@@ -257,28 +289,44 @@ def train(config: PretrainConfig, world: World) -> bool:
             tracker.event("warning", state.step, text=warning)
         if found["mean_recall"] > state.best:
             state.best = found["mean_recall"]
-            _export(engine, config.out / "best", model=model, tokenizer=hf_tokenizer, world=world)
+            try:
+                _export(engine, config.out / "best", model=model, tokenizer=hf_tokenizer, world=world)
+            except OSError as error:  # a full disk, for one; the model is in the checkpoints too
+                text = f"cannot write {config.out / 'best'}: {error.strerror}; training goes on"
+                tracker.event("warning", state.step, text=text)
         return False
 
-    def save() -> None:
+    def save() -> str | None:
         state.epoch = stream.epoch(state.pairs_consumed)
-        checkpoint.save(write, run=config.out, state=state, world=world, keep=config.keep_checkpoints)
-        tracker.event("checkpoint", state.step, folder=str(config.out / "checkpoints"))
+        write = partial(save_engine, engine)
+        problem = checkpoint.save(
+            write, run=config.out, state=state, world=world, keep=config.keep_checkpoints
+        )
+        if problem:
+            tracker.event("warning", state.step, text=f"{problem}; training goes on")
+        else:
+            tracker.event("checkpoint", state.step, folder=str(config.out / "checkpoints"))
+        return problem
 
     tracker = Tracker.off()
     if world.is_main:
         tracker = Tracker(config.out, config=config.tracking, total_steps=total_steps)
-    with tracker:
+    life.abandon = tracker.finish
+    with tracker, life.reporting():
         tracker.start(
             config=config,
             environment=environment(command=sys.argv, gpus=gpu_names(), world_size=world.size),
             step=state.step,
             datasets=_datasets(sources.splits, val),
         )
+        if crashed:
+            tracker.event("warning", state.step, text=f"the last start ended badly: {crashed}")
+        if moved_from:
+            tracker.event("moved", state.step, checkpoint=moved_from, run=own_layout)
         if sources.labels is not None:
             tracker.labels(state.step, sources.labels[0].manifest.statistics)
         engine.train()
-        finished = fit(
+        order = fit(
             step,
             batches,
             state=state,
@@ -288,15 +336,17 @@ def train(config: PretrainConfig, world: World) -> bool:
             log=log,
             evaluate=evaluate,
             save=save,
-            should_stop=lambda: agree(bool(stop), world),
+            orders=orders,
+            note=life.note,
         )
+        life.note("end", state.step)
         tracker.event("stall_meter", state.step, data_wait=round(stall.share, 4), verdict=stall.verdict())
-        if finished:
+        if order is Order.GO:
             _export(engine, config.out / "model", model=model, tokenizer=hf_tokenizer, world=world)
         else:
-            tracker.event("stopped", state.step, signal=stop.received or "on another rank")
+            tracker.event("stopped", state.step, by=orders.reason())
             tracker.finish("KILLED")
-    return finished
+    return exit_code(order, gained=state.step > started_at)
 
 
 def open_sources(config: PretrainConfig, world: World) -> tuple[Sources, Banks | None]:
@@ -371,10 +421,6 @@ def _describe(
 def _gradient_norm(engine: Any) -> dict[str, Tensor]:
     norm = engine.get_global_grad_norm()
     return {} if norm is None else {"gradient_norm": torch.as_tensor(norm)}
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _datasets(training: Sequence[PackedSplit], val: PackedSplit | None) -> list[TrackedDataset]:

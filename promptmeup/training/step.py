@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from promptmeup.distributed.engine import skip_update
+from promptmeup.errors import NotFiniteError
 from promptmeup.losses.exchange import Exchange
 from promptmeup.losses.total import LossConfig, captions_to_send, total_loss
 from promptmeup.records import Banks, Batch
@@ -28,7 +30,7 @@ def train_step(
     backward does. With a `micro_batch` smaller than the batch see `cached.cached_step`: the same step in less memory.
 
     Raises:
-        TrainingError: the loss or a feature is not finite; nothing is updated.
+        NotFiniteError: the loss or a feature is not finite; nothing is updated, and the next step may follow.
     """
     if micro_batch is not None and micro_batch < len(batch):
         return cached_step(
@@ -46,6 +48,10 @@ def train_step(
     found = total_loss(features, columns, batch, banks, losses, exchange)
     soundness = Soundness(found)
     engine.backward(found.local)
-    soundness.insist(features, batch)
+    try:
+        soundness.insist(features, batch)
+    except NotFiniteError:
+        skip_update(engine)
+        raise
     engine.step()
     return found.reported | temperatures(features)

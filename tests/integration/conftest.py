@@ -48,10 +48,10 @@ def tiny_config(world: Path, *overrides: str, kind: str = "tiny") -> PretrainCon
 
 
 def train_on_rank(world: Any, config: PretrainConfig) -> bool:
-    """Body of a rank; imported late, so that the server of ranks stays light."""
+    """Body of a rank, which returns whether it finished; imported late, so that the server of ranks stays light."""
     from promptmeup.training.pretrain import train
 
-    return train(config, world)
+    return train(config, world) == 0
 
 
 @pytest.fixture(scope="session")

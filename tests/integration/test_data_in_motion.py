@@ -11,6 +11,7 @@ import pytest
 
 from promptmeup.data.reader import PackedSplit
 from promptmeup.shard_format import key_of
+from promptmeup.training.checkpoint import complete
 from tests.integration.conftest import tiny_config, train_on_rank
 from tests.integration.test_training import _die_at_step, curve
 from tests.support.ranks import RankError, run_ranks
@@ -164,9 +165,7 @@ def test_another_batch_size_goes_on_with_the_pairs_not_yet_seen(news_world: Path
     assert run_ranks(train_on_rank, 1, first, timeout=120) == [True]
     rest = ("steps=null", "epochs=1", "global_batch=24", *NO_LABELS)
     assert run_ranks(train_on_rank, 1, tiny_config(news_world, f"out={run}", *rest), timeout=120) == [True]
-    state = json.loads(
-        (run / "checkpoints" / (run / "checkpoints/latest").read_text() / "run_state.json").read_text()
-    )
+    state = json.loads((run / "checkpoints" / complete(run)[-1] / "run_state.json").read_text())
     pairs = PackedSplit(news_world / "packed/train").manifest.pairs
     steps = -(-(pairs - 3 * 16) // 24)
     assert state["step"] == 3 + steps

@@ -26,6 +26,7 @@ from promptmeup.extraction.seed_run import FinetuneConfig
 from promptmeup.extraction.start import EncodersConfig, open_start
 from promptmeup.models.pretrained import PretrainedAlignmentModel
 from promptmeup.models.saving import load_model, load_saved_tokenizer, state_fingerprint
+from promptmeup.training.checkpoint import complete
 from tests.integration.conftest import tiny_config, train_on_rank
 from tests.support.ranks import run_ranks
 from tests.support.real_data import ROOT
@@ -152,7 +153,7 @@ def test_nothing_of_the_first_weights_is_read(
 
     for module in ("weights", "text", "vision"):
         monkeypatch.setattr(f"promptmeup.models.{module}.find", absent)
-    tag = (run / "checkpoints/latest").read_text()
+    (tag,) = complete(run)
     out = exported(run, tmp_path / "out", checkpoint=tag)
     assert json.loads((out / "export.json").read_text())["weights"] == tag == "step-00000003"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from promptmeup.tracking import journal
+from promptmeup.training.checkpoint import complete
 from promptmeup.training.signals import SAVED_EXIT_CODE
 from tests.integration.conftest import TINY
 from tests.support.real_data import ROOT
@@ -75,7 +76,7 @@ def test_deepspeed_stopped_and_resumed(news_world: Path, tmp_path: Path) -> None
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0, output
     assert "stopped after" in output
-    tag = (run / "checkpoints/latest").read_text()
+    tag = complete(run)[-1]
     done = int(tag.removeprefix("step-"))
     assert done >= 3
 
@@ -97,7 +98,7 @@ def test_alone_exit_code(news_world: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGUSR2)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == SAVED_EXIT_CODE, output
-    assert (run / "checkpoints/latest").exists()
+    assert complete(run)
 
 
 @pytest.mark.timeout(300)

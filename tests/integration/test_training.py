@@ -11,6 +11,7 @@ import pytest
 from promptmeup.config import load
 from promptmeup.models.saving import load_model
 from promptmeup.tracking import journal
+from promptmeup.training.checkpoint import complete
 from promptmeup.training.label import LabelRunConfig, label
 from promptmeup.training.pretrain import PretrainConfig
 from tests.integration.conftest import tiny_config, train_on_rank
@@ -89,7 +90,7 @@ def _die_at_step(world: Any, config: PretrainConfig, step: int, how: int) -> boo
         return original(*args, **kwargs)
 
     pretrain.train_step = dying
-    return pretrain.train(config, world)
+    return pretrain.train(config, world) == 0
 
 
 @pytest.mark.parametrize(("stage", "ranks"), [(1, 2), (3, 2), (0, 1)])
@@ -102,15 +103,14 @@ def test_killed_and_resumed(news_world: Path, tmp_path: Path, stage: int, ranks:
     broken = tiny_config(news_world, f"out={tmp_path}/broken", *common)
     with pytest.raises(RankError):
         run_ranks(_die_at_step, ranks, broken, 7, signal.SIGKILL, timeout=120)
-    assert (tmp_path / "broken/checkpoints/latest").read_text() == "step-00000004"
+    assert complete(tmp_path / "broken")[-1] == "step-00000004"
     # resumes at 4; the signal reaches one rank before its 6th step, all stop together after step 10
     assert run_ranks(_die_at_step, ranks, broken, 6, signal.SIGTERM, timeout=120) == [False] * ranks
-    assert (tmp_path / "broken/checkpoints/latest").read_text() == "step-00000010"
+    assert complete(tmp_path / "broken")[-1] == "step-00000010"
     assert run_ranks(train_on_rank, ranks, broken, timeout=120) == [True] * ranks
 
     assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
-    kept = sorted(path.name for path in (tmp_path / "broken/checkpoints").glob("step-*"))
-    assert kept == ["step-00000012", "step-00000014"]
+    assert complete(tmp_path / "broken") == ["step-00000012", "step-00000014"]
     # a finished run that is started again has nothing to do
     assert run_ranks(train_on_rank, ranks, broken, timeout=120) == [True] * ranks
     assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
@@ -127,9 +127,6 @@ def _label_anew(world: Path, target: Path) -> None:
 def test_resume_refuses_what_changed(news_world: Path, tmp_path: Path) -> None:
     config = tiny_config(news_world, f"out={tmp_path}/run", "steps=2")
     assert run_ranks(train_on_rank, 1, config, timeout=120) == [True]
-    longer = tiny_config(news_world, f"out={tmp_path}/run", "steps=4")
-    with pytest.raises(RankError, match="written by 1 ranks and this run"):
-        run_ranks(train_on_rank, 2, longer, timeout=120)
     _label_anew(news_world, tmp_path)
     other_labels = tiny_config(tmp_path, f"out={tmp_path}/run", "steps=4")
     with pytest.raises(RankError, match=r"labels was '\w+-\w+' and is '\w+-\w+'"):

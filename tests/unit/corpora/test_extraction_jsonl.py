@@ -100,7 +100,7 @@ def test_instances(tmp_path: Path) -> None:
         (sentence(tags=["S-PER", "O", "O"]), r'"tags" must be'),
         (sentence(tags="OOO"), r'"tags" must be'),
         (sentence(tags=[["O"], "O", "O"]), r'"tags" must be'),
-        (sentence(image=3), r'"image" must be a path relative to corpus\.root, or null; this is 3'),
+        (sentence(image=3), r'"image" must be a path relative to data\.root, or null; this is 3'),
         (sentence(image=" "), r'"image": the name of a photo must be text'),
         (sentence(image="../a.jpg"), r'"image": photo \.\./a\.jpg: the path leads out of'),
         (sentence(image="/a.jpg"), r'"image": photo /a\.jpg: the path leads out of'),
@@ -137,10 +137,10 @@ def test_a_malformed_instance_is_named(tmp_path: Path, bad: Any, message: str) -
 
 def test_a_missing_file_or_split_is_named(tmp_path: Path) -> None:
     config = write_corpus(tmp_path, [])
-    with pytest.raises(CorpusError, match=r"no split 'val': corpus\.files names train"):
+    with pytest.raises(CorpusError, match=r"no split 'val': data\.files names train"):
         read(config, "val")
     (tmp_path / "train.jsonl").unlink()
-    with pytest.raises(CorpusError, match=r"train\.jsonl is missing: corpus\.files\.train names it"):
+    with pytest.raises(CorpusError, match=r"train\.jsonl is missing: data\.files\.train names it"):
         read(config, "train")
 
 

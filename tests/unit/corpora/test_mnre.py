@@ -156,7 +156,7 @@ def test_a_list_of_relations_that_is_something_else(tmp_path: Path, content: str
 
 def test_missing_files_say_where_they_were_looked_for(tmp_path: Path) -> None:
     config = write_corpus(tmp_path, [line()])
-    with pytest.raises(CorpusError, match=r"split 'test' is missing: .*txt/ours_test\.txt or .*corpus\.root"):
+    with pytest.raises(CorpusError, match=r"split 'test' is missing: .*txt/ours_test\.txt or .*data\.root"):
         read(config, "test")
     (tmp_path / "ours_rel2id.json").unlink()
     with pytest.raises(CorpusError, match=r"list of relations is missing: expected .*ours_rel2id\.json"):

@@ -91,7 +91,7 @@ def test_a_split_in_two_files_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(
-        CorpusError, match=r"split 'val' is missing: .*val\.txt or .*dev\.txt; set corpus\.root"
+        CorpusError, match=r"split 'val' is missing: .*val\.txt or .*dev\.txt; set data\.root"
     ):
         read(write_corpus(tmp_path), "val")
 
@@ -158,7 +158,7 @@ def test_absent_photos_are_counted_and_none_takes_their_place(tmp_path: Path) ->
 
 def test_a_folder_that_the_configuration_names_must_be_there(tmp_path: Path) -> None:
     config = write_corpus(tmp_path).model_copy(update={"images": Path("photos")})
-    with pytest.raises(CorpusError, match=r"corpus\.images: .*photos is no folder; correct it, or leave"):
+    with pytest.raises(CorpusError, match=r"data\.images: .*photos is no folder; correct it, or leave"):
         read(config, "train")
 
 

@@ -21,7 +21,6 @@ def pretraining(run: Path, *, models: tuple[str, ...] = (), steps: tuple[int, ..
         folder = run / f"checkpoints/step-{step:08d}"
         folder.mkdir(parents=True)
         (folder / "run_state.json").touch()
-        (run / "checkpoints/latest").write_text(folder.name)
     return run
 
 

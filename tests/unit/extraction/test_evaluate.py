@@ -149,5 +149,5 @@ def test_mistakes(tiny: dict[str, Path], corpus: Path) -> None:
         evaluate(config(tiny["text"], corpus, "relations"))
     with pytest.raises(UserError, match="holds no fine-tuned model"):
         evaluate(config(corpus, corpus, "relations"))
-    with pytest.raises(UserError, match=r"there is no split 'test': corpus.files names val"):
+    with pytest.raises(UserError, match=r"there is no split 'test': data.files names val"):
         evaluate(config(tiny["text"], corpus, "entities", "split=test"))

@@ -1,16 +1,16 @@
 """The loop's four ifs: what is logged, evaluated and saved when, and how it stops."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from promptmeup.errors import TrainingError
+from promptmeup.errors import CheckpointError, TrainingError
 from promptmeup.records import Batch, RunState
 from promptmeup.training.loop import Every, fit
 from promptmeup.training.pretrain import step_seed
+from promptmeup.training.signals import Order
 
 
 def batches() -> Iterator[Batch]:
@@ -29,20 +29,31 @@ def batches() -> Iterator[Batch]:
 
 
 class Recorder:
-    def __init__(self, stop_at: int = 10**9, nan_at: int = 10**9) -> None:
+    def __init__(self, stop_at: int = 10**9, nan_at: int = 10**9, full: bool = False) -> None:
         self.steps: list[int] = []
         self.events: list[tuple[str, int]] = []
+        self.notes: list[tuple[str, int]] = []
         self.state = RunState()
-        self.stop_at, self.nan_at = stop_at, nan_at
+        self.stop_at, self.nan_at, self.full = stop_at, nan_at, full
+        self.told: dict[int, Order] = {}
 
     def step(self, batch: Batch, number: int) -> dict[str, Tensor]:
         self.steps.append(number)
         return {"loss/total": torch.tensor(float("nan") if number + 1 >= self.nan_at else 1.0)}
 
-    def fit(self, total: int, every: Every) -> bool:
-        def note(name: str) -> Any:
-            return lambda: self.events.append((name, self.state.step))
+    def evaluate(self) -> bool:
+        self.events.append(("evaluate", self.state.step))
+        return False
 
+    def save(self) -> str | None:
+        self.events.append(("save", self.state.step))
+        return "no space left" if self.full else None
+
+    def orders(self) -> Order:
+        step = self.state.step
+        return self.told.get(step, Order.STOP if step >= self.stop_at else Order.GO)
+
+    def fit(self, total: int, every: Every) -> Order:
         return fit(
             self.step,
             batches(),
@@ -51,15 +62,16 @@ class Recorder:
             global_batch=2,
             every=every,
             log=lambda step, values, seconds: self.events.append(("log", step)),
-            evaluate=note("evaluate"),
-            save=note("save"),
-            should_stop=lambda: self.state.step >= self.stop_at,
+            evaluate=self.evaluate,
+            save=self.save,
+            orders=self.orders,
+            note=lambda phase, step, keys=(): self.notes.append((phase, step)),
         )
 
 
 def test_periods_and_end() -> None:
     run = Recorder()
-    assert run.fit(7, Every(log=3, evaluate=4, save=5))
+    assert run.fit(7, Every(log=3, evaluate=4, save=5)) is Order.GO
     assert run.steps == list(range(7))
     assert run.state.step == 7 and run.state.pairs_consumed == 14
     assert run.events == [
@@ -77,18 +89,18 @@ def test_periods_and_end() -> None:
 
 def test_stop_saves_at_once_and_resumes() -> None:
     run = Recorder(stop_at=3)
-    assert not run.fit(7, Every(log=100, evaluate=3, save=0))
+    assert run.fit(7, Every(log=100, evaluate=3, save=0)) is Order.STOP
     assert run.events == [("log", 1), ("log", 3), ("save", 3)]
     run.stop_at = 10**9
-    assert run.fit(7, Every(log=100, evaluate=0, save=0))
+    assert run.fit(7, Every(log=100, evaluate=0, save=0)) is Order.GO
     assert run.steps == list(range(7))
-    assert run.fit(7, Every(log=100, evaluate=0, save=0)), "a finished run is finished"
+    assert run.fit(7, Every(log=100, evaluate=0, save=0)) is Order.GO, "a finished run is finished"
     assert run.steps == list(range(7))
 
 
 def test_a_signal_on_the_last_step_still_finishes() -> None:
     run = Recorder(stop_at=7)
-    assert run.fit(7, Every(log=100, evaluate=0, save=0))
+    assert run.fit(7, Every(log=100, evaluate=0, save=0)) is Order.GO
     assert run.events[-1] == ("save", 7)
 
 
@@ -108,25 +120,46 @@ def test_step_seeds_differ() -> None:
 
 def test_an_evaluation_may_be_the_last() -> None:
     class Contented(Recorder):
-        def fit(self, total: int, every: Every) -> bool:
-            def evaluate() -> bool:
-                self.events.append(("evaluate", self.state.step))
-                return self.state.step >= 4
-
-            return fit(
-                self.step,
-                batches(),
-                state=self.state,
-                total_steps=total,
-                global_batch=2,
-                every=every,
-                log=lambda step, values, seconds: None,
-                evaluate=evaluate,
-                save=lambda: self.events.append(("save", self.state.step)),
-                should_stop=lambda: False,
-            )
+        def evaluate(self) -> bool:
+            return super().evaluate() or self.state.step >= 4
 
     run = Contented()
-    assert run.fit(9, Every(log=100, evaluate=2, save=0)), "that is a finished run"
-    assert run.events == [("evaluate", 2), ("evaluate", 4), ("save", 4)]
+    assert run.fit(9, Every(log=100, evaluate=2, save=0)) is Order.GO, "that is a finished run"
+    assert run.events == [("log", 1), ("evaluate", 2), ("evaluate", 4), ("save", 4)]
     assert run.steps == [0, 1, 2, 3]
+
+
+def test_told_to_save_now_it_goes_on() -> None:
+    run = Recorder()
+    run.told = {3: Order.SAVE}
+    assert run.fit(5, Every(log=100, evaluate=0, save=0)) is Order.GO
+    assert [event for event in run.events if event[0] == "save"] == [("save", 3), ("save", 5)]
+
+
+def test_a_file_ends_it() -> None:
+    run = Recorder()
+    run.told = {3: Order.END}
+    assert run.fit(5, Every(log=100, evaluate=0, save=0)) is Order.END
+    assert run.steps == [0, 1, 2]
+
+
+def test_a_checkpoint_that_fails_costs_the_checkpoint_and_not_the_run() -> None:
+    run = Recorder(full=True)
+    assert run.fit(5, Every(log=100, evaluate=0, save=2)) is Order.GO
+    assert run.steps == list(range(5))
+    run = Recorder(full=True, stop_at=3)
+    with pytest.raises(CheckpointError, match=r"told to stop, but no space left; make room"):
+        run.fit(5, Every(log=100, evaluate=0, save=0))
+
+
+def test_what_comes_next_is_noted() -> None:
+    run = Recorder()
+    run.fit(2, Every(log=100, evaluate=2, save=0))
+    assert run.notes == [
+        ("reading data", 0),
+        ("step", 0),
+        ("reading data", 1),
+        ("step", 1),
+        ("evaluation", 2),
+        ("checkpoint", 2),
+    ]

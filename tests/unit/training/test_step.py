@@ -68,6 +68,16 @@ class _Engine:
     def step(self) -> None:
         self.steps += 1
 
+    def zero_optimization_stage(self) -> int:
+        return 0
+
+    @property
+    def optimizer(self) -> Any:
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.module.zero_grad(set_to_none)
+
 
 def _train(engine: Any, batch: Batch, exchange: WorldExchange, **changes: Any) -> dict[str, Tensor]:
     """One step, of all losses unless `changes` say otherwise."""
@@ -179,8 +189,8 @@ def test_nan_is_reported_with_its_image_and_not_trained_on(micro_batch: int | No
     assert steps == poisoned_steps == 0
     # the whole world's loss is spoilt, and every rank stops
     assert healthy.startswith("loss/total = nan, loss/image_text = nan")
-    assert "all features of this rank are finite; look at what the other ranks say" in healthy
-    assert "1 of this rank's 4 pairs have features that are not finite; images: photo6." in poisoned
+    assert "all features of this rank are finite" in healthy
+    assert "1 of this rank's 4 pairs have features that are not finite; images: photo6" in poisoned
 
 
 def _spoilt(images_BCSS: Tensor, forward: Any) -> Any:
@@ -201,7 +211,7 @@ def test_nan_that_counts_nowhere_is_refused_too(rows: int) -> None:
     labels = replace(batch.image_labels, keep=keep)
     batch = replace(batch, images_BCSS=images_BCSS, image_labels=labels).rows(0, rows)
     weights = {"image_text": 0, "object_entity": 0, "matching": 0}
-    with pytest.raises(TrainingError, match=rf"1 of this rank's {rows} pairs .*images: photo0\."):
+    with pytest.raises(TrainingError, match=rf"1 of this rank's {rows} pairs .*images: photo0"):
         _train(engine, batch, WorldExchange(world), losses=LossConfig(weights=weights))  # type: ignore[arg-type]
     assert engine.steps == 0
 
