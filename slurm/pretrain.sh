@@ -18,6 +18,10 @@ source slurm/env.sh
 
 config=${1:?usage: sbatch slurm/pretrain.sh CONFIG.yaml [a.b=c ...]}
 shift
+# is all there that the run needs, on every node? DOCTOR=off sbatch ... leaves it out
+if [ "${DOCTOR:-on}" != off ]; then
+  srun --kill-on-bad-exit=1 python -u launch/doctor.py --config "$config" "$@" || exit
+fi
 # one srun task a rank: the deepspeed launcher would not pass USR2 on
 srun --kill-on-bad-exit=1 --wait=60 python -u launch/pretrain.py --config "$config" "$@"
 code=$?
