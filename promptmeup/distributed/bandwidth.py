@@ -5,6 +5,7 @@ S/t (n-1)/n for all-gather, reduce-scatter and all-to-all, and S/t 2(n-1)/n for 
 carried, so that numbers of ranks can be compared.
 """
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -54,7 +55,9 @@ def measure_exchanges(
         try:
             _measure_all(found, stage, store=store, rank=rank, size=size, device=device, timeout=timeout)
         except Exception as error:
-            problem[0] = f"{stage[0]}: {' '.join(str(error).split())[:300]}"
+            # without the places in gloo's own sources
+            text = re.sub(r"\[/\S+\.cc:\d+\] ", "", " ".join(str(error).split()))
+            problem[0] = f"{stage[0]}: {text[:300]}"
 
     thread = threading.Thread(target=work, name="exchanges", daemon=True)
     thread.start()

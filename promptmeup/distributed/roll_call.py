@@ -69,7 +69,7 @@ def call_roll(rank: int, size: int, *, timeout: float, notice: dict[str, Any]) -
         notice: rank 0's is told to all.
 
     Raises:
-        ConfigError: MASTER_ADDR or MASTER_PORT is not set.
+        ConfigError: MASTER_ADDR or MASTER_PORT is not set, or no address.
         TrainingError: the address cannot be reached, or rank 0 does not answer.
     """
     if size == 1:
@@ -82,9 +82,11 @@ def call_roll(rank: int, size: int, *, timeout: float, notice: dict[str, Any]) -
             f"rank {rank} of {size}: {' and '.join(missing)} not set, so the ranks cannot meet; "
             "export the first node's name and a free port (under Slurm, slurm/env.sh does)"
         )
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if not port.isdecimal():
+        raise ConfigError(f"MASTER_PORT = {port!r} is not a number; export a free port, such as 29500")
     start = time.monotonic()
-    store = _open_store(host, port, rank=rank, size=size, timeout=timeout)
+    store = _open_store(host, int(port), rank=rank, size=size, timeout=timeout)
     call = RollCall(rank, size, store, {}, f"{host}:{port}")
     store.set(f"here/{rank}", socket.gethostname())
     if rank == 0:

@@ -17,7 +17,7 @@ from promptmeup.distributed.roll_call import RollCall, alone, call_roll
 from promptmeup.distributed.world import choose_device, place
 from promptmeup.doctor import corpora, devices, disk, job, machine, weights
 from promptmeup.doctor.finding import Finding, Report, failed, look, ok, together, warning, where
-from promptmeup.errors import TrainingError
+from promptmeup.errors import TrainingError, WeightsError
 from promptmeup.tracking.reach import reach
 from promptmeup.tracking.settings import TrackingConfig
 from promptmeup.training.pretrain import PretrainConfig
@@ -208,7 +208,11 @@ def _room(config: PretrainConfig, notice: dict[str, str]) -> Finding:
     seen = disk.sees_probe(notice)
     if seen.status != "ok":
         return seen
-    return disk.room(config, parameters=weights.count_parameters(config.model))
+    try:
+        parameters = weights.count_parameters(config.model)
+    except WeightsError:  # which "weights" reports
+        return disk.free_room(config.out, "how much the run needs is not known before its weights are here")
+    return disk.room(config, parameters=parameters)
 
 
 def _join(

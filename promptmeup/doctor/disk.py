@@ -120,6 +120,12 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
+def free_room(folder: Path, reason: str) -> Finding:
+    """Say how much room there is, where what is needed is unknown for some `reason`."""
+    free = free_bytes(folder)
+    return ok(f"{folder}: {spoken(free)} free; {reason}", free_gb=round(free / GB, 2))
+
+
 def current_folder() -> Finding:
     """Say how much room the current folder has, where no configuration names another."""
     free = free_bytes(Path())

@@ -48,7 +48,8 @@ def cores_of_nodes(
         more = f" | and {len(problems) - 2} more" if len(problems) > 2 else ""
         return warning(" | ".join(problems[:2]) + more, nodes=nodes)
     each = ", ".join(
-        f"{number} for {ranks} rank{'s' if ranks > 1 else ''}" for number, ranks in sorted(shapes)
+        f"{number} core{'s' if number > 1 else ''} for {ranks} rank{'s' if ranks > 1 else ''}"
+        for number, ranks in sorted(shapes)
     )
     return ok(f"{each}{f', data.workers = {workers}' if data else ''}", nodes=nodes)
 

@@ -79,6 +79,10 @@ def test_alone_needs_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     assert alone(2, 4).missing == [0, 1, 3]
     with pytest.raises(ConfigError, match=r"MASTER_ADDR.* not set, so the ranks cannot meet; export"):
         call_roll(1, 4, timeout=1, notice={})
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    monkeypatch.setenv("MASTER_PORT", "any")
+    with pytest.raises(ConfigError, match="MASTER_PORT = 'any' is not a number; export a free port"):
+        call_roll(1, 4, timeout=1, notice={})
 
 
 def test_an_address_that_nobody_holds(monkeypatch: pytest.MonkeyPatch) -> None:

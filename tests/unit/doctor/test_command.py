@@ -109,3 +109,13 @@ def leaves_with_usage(*arguments: str) -> int:
     with pytest.raises(SystemExit) as left:
         parse(arguments)
     return int(left.value.code or 0)
+
+
+def test_weights_that_are_absent_fail_once(
+    packed: Path, configure: Configure, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text(dump(configure("model.text.weights=no-such/bert", "data.workers=0")))
+    assert leaves_with("--config", "run.yaml") == 1
+    out = capfd.readouterr().out
+    assert "FAILED  weights" in out and "is not known before its weights are here" in out
+    assert out.splitlines()[-1].endswith("1 failed: a run would not get through")

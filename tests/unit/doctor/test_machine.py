@@ -29,14 +29,14 @@ def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_enough_cores() -> None:
     found = machine.cores_of_nodes(_cores(8), HOSTS, data())
-    assert (found.status, found.text) == ("ok", "8 for 2 ranks, data.workers = 2")
+    assert (found.status, found.text) == ("ok", "8 cores for 2 ranks, data.workers = 2")
     assert found.facts["nodes"]["node1"] == {"cores": 8, "ranks": 2, "processes": 6}
-    assert machine.cores_of_nodes(_cores(2), HOSTS, None).text == "2 for 2 ranks"
+    assert machine.cores_of_nodes(_cores(2), HOSTS, None).text == "2 cores for 2 ranks"
 
 
 def test_cores_bound_to_each_rank_are_added_up() -> None:
     by_rank = {rank: ok("", cores=[4 * rank + i for i in range(3)], omp=None) for rank in HOSTS}
-    assert machine.cores_of_nodes(by_rank, HOSTS, data()).text.startswith("6 for 2 ranks")
+    assert machine.cores_of_nodes(by_rank, HOSTS, data()).text.startswith("6 cores for 2 ranks")
 
 
 def test_too_few_cores(monkeypatch: pytest.MonkeyPatch) -> None:
