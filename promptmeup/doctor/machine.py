@@ -32,7 +32,8 @@ def cores_of_nodes(
     by_rank: Mapping[int, Finding], hosts: Mapping[int, str], data: DataConfig | None
 ) -> Finding:
     """Compare each node's cores with the processes that its ranks will have."""
-    problems, shapes, nodes = [], set(), {}
+    problems: dict[str, list[str]] = {}
+    shapes, nodes = set(), {}
     workers = data.workers if data else 0
     for host, ranks in by_host(hosts).items():
         own = [by_rank[rank].facts for rank in ranks if rank in by_rank]
@@ -41,41 +42,43 @@ def cores_of_nodes(
         number = len({core for facts in own for core in facts["cores"]})
         nodes[host] = {"cores": number, "ranks": len(own), "processes": len(own) * (1 + workers)}
         shapes.add((number, len(own)))
-        problems += _too_few(host, number, len(own), workers) + _threads(
-            host, number, len(own), own[0]["omp"]
-        )
+        for problem in (_too_few(number, len(own), workers), _threads(number, len(own), own[0]["omp"])):
+            if problem:
+                problems.setdefault(problem, []).append(host)
     if problems:
-        more = f" | and {len(problems) - 2} more" if len(problems) > 2 else ""
-        return warning(" | ".join(problems[:2]) + more, nodes=nodes)
-    each = ", ".join(
+        texts = [f"{', '.join(found)}: {problem}" for problem, found in problems.items()]
+        more = f" | and {len(texts) - 2} more" if len(texts) > 2 else ""
+        return warning(" | ".join(texts[:2]) + more, nodes=nodes)
+    each = [
         f"{number} core{'s' if number > 1 else ''} for {ranks} rank{'s' if ranks > 1 else ''}"
         for number, ranks in sorted(shapes)
-    )
-    return ok(f"{each}{f', data.workers = {workers}' if data else ''}", nodes=nodes)
+    ]
+    return ok(f"{', '.join(each)}{f', data.workers = {workers}' if data else ''}", nodes=nodes)
 
 
-def _too_few(host: str, number: int, ranks: int, workers: int) -> list[str]:
+def _too_few(number: int, ranks: int, workers: int) -> str:
     if number >= ranks * (1 + workers):
-        return []
-    text = f"{host}: {ranks} ranks of 1 + {workers} processes on {number} cores; "
+        return ""
+    text = f"{ranks} ranks of 1 + {workers} processes on {number} cores; "
     if workers == 0:
-        return [f"{text}start fewer ranks there, or ask for more cores (sbatch --cpus-per-task)"]
+        return f"{text}start fewer ranks there, or ask for more cores (sbatch --cpus-per-task)"
+    text += f"set data.workers={max(0, number // ranks - 1)}"
     if "SLURM_JOB_ID" not in os.environ:
-        return [f"{text}set data.workers={max(0, number // ranks - 1)}"]
-    return [
-        f"{text}set data.workers={max(0, number // ranks - 1)}, or ask for --cpus-per-task={1 + workers} and export "
-        "SRUN_CPUS_PER_TASK, since srun does not take it over (slurm/env.sh)"
-    ]
+        return text
+    return (
+        f"{text}, or ask for --cpus-per-task={1 + workers} and export SRUN_CPUS_PER_TASK, since srun does not take it "
+        "over (slurm/env.sh)"
+    )
 
 
-def _threads(host: str, number: int, ranks: int, threads: str | None) -> list[str]:
+def _threads(number: int, ranks: int, threads: str | None) -> str:
     if not threads or not threads.isdecimal() or int(threads) * ranks <= number or int(threads) == 1:
-        return []
-    return [
-        f"{host}: OMP_NUM_THREADS = {threads} in each of {ranks} ranks on {number} cores: they will "
-        "fight; unset it, or "
-        f"set it to {max(1, number // ranks)}"
-    ]
+        return ""
+    return (
+        f"OMP_NUM_THREADS = {threads} in each of {ranks} ranks on {number} cores: they will fight; unset "
+        "it, or set it to "
+        f"{max(1, number // ranks)}"
+    )
 
 
 def shared_memory(data: DataConfig | None, *, rows: int, ranks: int) -> Finding:

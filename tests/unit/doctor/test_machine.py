@@ -42,7 +42,7 @@ def test_cores_bound_to_each_rank_are_added_up() -> None:
 def test_too_few_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     found = machine.cores_of_nodes(_cores(4), HOSTS, data())
     assert found.status == "warning"
-    assert "node1: 2 ranks of 1 + 2 processes on 4 cores; set data.workers=1" in found.text
+    assert "node1, node2: 2 ranks of 1 + 2 processes on 4 cores; set data.workers=1" in found.text
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     found = machine.cores_of_nodes(_cores(4), HOSTS, data())
     assert "--cpus-per-task=3 and export SRUN_CPUS_PER_TASK" in found.text
