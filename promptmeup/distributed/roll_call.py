@@ -70,7 +70,7 @@ def call_roll(rank: int, size: int, *, timeout: float, notice: dict[str, Any]) -
 
     Raises:
         ConfigError: MASTER_ADDR or MASTER_PORT is not set, or no address.
-        TrainingError: the address cannot be reached, or rank 0 does not answer.
+        TrainingError: the address cannot be reached, rank 0 does not answer, or did not wait for this rank.
     """
     if size == 1:
         found = alone(rank, size)
@@ -105,6 +105,11 @@ def call_roll(rank: int, size: int, *, timeout: float, notice: dict[str, Any]) -
             f"{timeout:g} s: look at what rank 0 printed"
         ) from error
     call.hosts = {int(other): name for other, name in go["hosts"].items()}
+    if rank in call.missing:
+        raise TrainingError(
+            f"rank {rank} of {size} on {socket.gethostname()} came to {call.address} after rank 0 had waited for "
+            f"{timeout:g} s: give it more time (--timeout), or see why this node is slow to start"
+        )
     call.notice, call.clock_offset = go["notice"], now - go["time"]
     return call
 

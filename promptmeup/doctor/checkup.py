@@ -78,9 +78,8 @@ def check_up(settings: Settings) -> Outcome:
     silent = sorted(set(call.hosts) - set(handed_in))
     if silent:
         text = (
-            f"{where(silent, call.hosts)} came and then said nothing more within {wait:g} s: look at what "
-            "they printed, and "
-            "whether a file system hangs there"
+            f"{where(silent, call.hosts)} came and then said nothing more within {wait:g} s: look at what they "
+            "printed, and whether a file system hangs there (--timeout waits longer)"
         )
         meeting = failed(text, **meeting.facts)
     joined = _join(handed_in, call.hosts, settings)

@@ -10,6 +10,7 @@ import torch
 
 from promptmeup.distributed.world import choose_device
 from promptmeup.doctor.finding import GB, Finding, by_host, failed, ok, together, warning, where
+from promptmeup.doctor.job import launcher_of
 
 TAKEN_GB = 2.0
 """of a GPU's memory that may be in use before a run starts; this process's own CUDA context is half a gigabyte"""
@@ -27,9 +28,11 @@ def device(local_rank: int, *, cpu_is_meant: bool) -> Finding:
         "torch_cuda": torch.version.cuda,
     }
     if chosen.type == "cpu":
-        promised = [
-            n for n in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES") if os.environ.get(n)
-        ]
+        # the deepspeed launcher numbers its workers there, GPUs or not
+        names = ["SLURM_STEP_GPUS", "SLURM_JOB_GPUS"]
+        if launcher_of(os.environ) != "deepspeed":
+            names.append("CUDA_VISIBLE_DEVICES")
+        promised = [name for name in names if os.environ.get(name)]
         built = (
             f"torch {torch.__version__} is built for "
             f"{f'CUDA {torch.version.cuda}' if torch.version.cuda else 'the CPU'}"

@@ -34,6 +34,15 @@ def test_promised_gpus_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch) 
     assert devices.device(0, cpu_is_meant=True).status == "ok"
 
 
+def test_deepspeeds_numbers_promise_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert devices.device(0, cpu_is_meant=False).status == "failed"
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("CROSS_RANK", "0")
+    assert devices.device(0, cpu_is_meant=False).status == "ok"
+
+
 def test_a_driver_without_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.1  Tue\n")
     monkeypatch.setattr(devices, "_DRIVER", tmp_path / "version")
