@@ -18,5 +18,7 @@ shift
 # shellcheck source=slurm/env.sh
 source "$SLURM_SUBMIT_DIR/slurm/env.sh"
 
+# is all there that the run needs, on every node? DOCTOR=off sbatch ... leaves it out
+[ "${DOCTOR:-on}" = off ] || ranks launch/doctor.py --config "$config" "$@" || exit
 ranks launch/pretrain.py --config "$config" "$@"
 finish $?

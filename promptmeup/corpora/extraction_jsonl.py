@@ -52,9 +52,7 @@ def label_files(config: JsonlConfig, split: str) -> tuple[Path, ...]:
         CorpusError: the configuration names none.
     """
     if split not in config.files:
-        raise CorpusError(
-            f"there is no split '{split}': data.files names {', '.join(sorted(config.files))}"
-        )
+        raise CorpusError(f"there is no split '{split}': data.files names {', '.join(sorted(config.files))}")
     return (config.root / config.files[split],)
 
 

@@ -188,7 +188,9 @@ def save_engine(engine: Any, *, folder: Path, tag: str) -> None:
         ours = {OPTIMIZER_NAMES: _optimizer_names(engine)}
         engine.save_checkpoint(str(folder), tag=tag, client_state=ours, save_latest=False)
     if failed:
-        raise CheckpointError(f"cannot write to {folder / tag}: {failed[0]}") from failed[0]
+        error = failed[0]
+        why = error.strerror if isinstance(error, OSError) else "most likely the disk or a quota is full"
+        raise CheckpointError(f"cannot write to {folder / tag} ({why})") from error
 
 
 @contextmanager

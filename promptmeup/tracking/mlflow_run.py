@@ -161,7 +161,7 @@ def _connect(config: TrackingConfig) -> tuple[Any, str]:
     from mlflow import MlflowClient
 
     assert config.uri is not None
-    file = _sqlite_file(config.uri)
+    file = sqlite_file(config.uri)
     with _first_use_lock(file):
         client = MlflowClient(tracking_uri=f"sqlite:///{file}" if file else config.uri)
         experiment = client.get_experiment_by_name(config.experiment)
@@ -194,7 +194,7 @@ def _existing_run(client: Any, folder: Path) -> Any:
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
     """Return the absolute path of a SQLite store's file, None for every other store."""
     found = re.match(r"sqlite(?:\+pysqlite)?:///(?P<path>[^?]+)$", uri)
     return Path(found["path"]).absolute() if found else None

@@ -29,6 +29,7 @@ Files = dict[str, tuple[int, str]]
 PROGRESS_FILE = "PROMPTMEUP_PROGRESS_FILE"
 """variable that names a file for the newest checkpoint's step, by which a job script knows what a start has gained"""
 
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError)
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -127,7 +128,9 @@ def _attempt(action: Callable[[], None]) -> tuple[str, bool] | None:
         action()
     except (OSError, CheckpointError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        return str(error), isinstance(cause, OSError) and cause.errno in _NO_SPACE
+        # torch's writer says what failed, and not why
+        is_full = isinstance(cause, RuntimeError) or (isinstance(cause, OSError) and cause.errno in _NO_SPACE)
+        return str(error), is_full
     return None
 
 
@@ -198,15 +201,35 @@ def find(
     return None
 
 
+def peek(run: Path) -> Checkpoint | None:
+    """Return the newest checkpoint without looking whether it is whole; None where there is none.
+
+    Raises:
+        CheckpointError: its state cannot be read.
+    """
+    tags = complete(run)
+    if not tags:
+        return None
+    folder = run / "checkpoints"
+    try:
+        return Checkpoint(folder, tags[-1], _read(folder / tags[-1])[0])
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{folder / tags[-1]}: run_state.json cannot be read: {error}") from error
+
+
+def _read(place: Path) -> tuple[RunState, Files]:
+    content = json.loads((place / "run_state.json").read_text(encoding="utf-8"))
+    files = {name: (int(size), str(digest)) for name, (size, digest) in content.pop("files").items()}
+    return RunState(**content), files
+
+
 def _verified(place: Path, world: World) -> tuple[RunState | None, str]:
     """Return the state, or None and what is wrong; every rank reads its share of the files."""
     state: RunState | None = None
     problem: str | None = None
     try:
-        content = json.loads((place / "run_state.json").read_text(encoding="utf-8"))
-        files = {name: tuple(entry) for name, entry in content.pop("files").items()}
-        state = RunState(**content)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        state, files = _read(place)
+    except _UNREADABLE as error:
         problem = f"run_state.json cannot be read: {error}"
     else:
         for name in sorted(files)[world.rank :: world.size]:
@@ -221,13 +244,18 @@ def _verified(place: Path, world: World) -> tuple[RunState | None, str]:
     return (state, "") if found is None else (None, found)
 
 
-def _insist_on(order: Mapping[str, int | str], state: RunState, run: Path) -> None:
-    names = dict.fromkeys([*state.order, *order])
-    changed = [
-        f"{name} was {state.order.get(name)!r} and is {order.get(name)!r}"
+def changes(before: Mapping[str, int | str], now: Mapping[str, int | str]) -> list[str]:
+    """Return in words what the order of the data depended on and is different now."""
+    names = dict.fromkeys([*before, *now])
+    return [
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in names
-        if state.order.get(name) != order.get(name)
+        if before.get(name) != now.get(name)
     ]
+
+
+def _insist_on(order: Mapping[str, int | str], state: RunState, run: Path) -> None:
+    changed = changes(state.order, order)
     if changed:
         raise CheckpointError(
             f"{run} was trained on another data order or other labels: {'; '.join(changed)} (fingerprint: the packed "

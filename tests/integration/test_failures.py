@@ -129,8 +129,8 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(news_world: Path, tmp_pa
     ((code, output),) = run(news_world, out, "steps=8", "save_every=2", fault="full:0:4:2")
     assert code == 0, output
     lines = journal.read(out / "journal.jsonl")
-    (warning,) = (line for line in lines if line["event"] == "warning")
-    assert warning["step"] == 4
+    (warning,) = (line for line in lines if "could not be written" in line.get("text", ""))
+    assert warning["step"] == 4 and "most likely the disk or a quota is full" in warning["text"]
     assert "the checkpoint of step 4 could not be written" in warning["text"]
     assert "step-00000002 is the newest one still; training goes on" in warning["text"]
     assert complete(out) == ["step-00000006", "step-00000008"]

@@ -93,7 +93,7 @@ def cluster() -> Iterator[Cluster]:
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "HF_HUB_OFFLINE": "1",
-        "PROMPTMEUP_DOCTOR": "0",
+        "DOCTOR": "off",
     }
     subprocess.run([SCRIPT, "up", "3"], check=True, env=environment)
     try:
