@@ -6,13 +6,14 @@ fails here, with one message, or not at all.
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import transformers
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
@@ -67,6 +68,23 @@ def find(source: str, *, key: str, tokenizer_only: bool = False, instead: str | 
         tokenizer_only=tokenizer_only,
         instead=instead or f"a local directory, or use one of {packages}",
     )
+
+
+def find_here(source: str, *, key: str) -> Path | None:
+    """Return what `find` would, without a network: None where the source is not on this machine.
+
+    Raises:
+        WeightsError: a package that is unknown or not installed.
+    """
+    if source.startswith("package:"):
+        return _find_package(source.removeprefix("package:"), key=key)
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    # more than one slash, or one at the end, is no name on the hub
+    is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not source.startswith(".")
+    cached = try_to_load_from_cache(source, "config.json") if is_name else None
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def _find_package(name: str, *, key: str) -> Path:
