@@ -59,6 +59,7 @@ from promptmeup.training.seeds import step_seed
 from promptmeup.training.signals import SAVED_EXIT_CODE, StopFlag
 from promptmeup.training.stall import StallMeter
 from promptmeup.training.step import train_step
+from promptmeup.training.throughput import Throughput
 from promptmeup.training.watch import Watch
 
 
@@ -89,6 +90,8 @@ class PretrainConfig(Config):
     save_every: int = Field(default=500, ge=0)
     """steps between two checkpoints; 0: only at the end or when stopped"""
     keep_checkpoints: int = Field(default=2, gt=0)
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """what one GPU can do in the run's precision, for MFU; None: as its data sheet says, if its name is known"""
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
@@ -218,7 +221,19 @@ def train(config: PretrainConfig, world: World) -> bool:
         world=world,
     )
 
+    throughput = Throughput(
+        model,
+        losses=config.loss,
+        banks=banks,
+        rows=config.global_batch // world.size,
+        max_objects=config.data.max_objects,
+        dtype=dtype,
+        world=world,
+        peak=config.peak_tflops,
+    )
+
     def step(batch: Batch, number: int) -> dict[str, Tensor]:
+        throughput.note(batch)
         torch.manual_seed(step_seed(config.seed, step=number, rank=world.rank))
         scale = rate_scale(number, total_steps=total_steps, config=config.optim)
         set_rates(engine.optimizer, peaks=peaks, scale=scale)
@@ -243,7 +258,8 @@ def train(config: PretrainConfig, world: World) -> bool:
         # the ranks wait for each other: the slowest one's data is what the world waits for
         wait = highest(metrics["data_wait"], world)
         epoch = state.pairs_consumed / stream.num_pairs
-        tracker.step(number, renamed | {"data_wait": wait, "epoch": epoch})
+        rates = throughput.rates(metrics["pairs_per_second"]) if world.is_main else {}
+        tracker.step(number, renamed | rates | {"data_wait": wait, "epoch": epoch})
         verdict = stall.note(wait, seconds)
         if verdict:
             tracker.event("stall", number, verdict=verdict)
