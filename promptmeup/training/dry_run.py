@@ -233,8 +233,9 @@ def _operations(
     flops = step_flops(cost, rows=rows, length=length, losses=losses)
     done = step_flops(cost, rows=rows, length=length, losses=losses, micro_batch=config.micro_batch)
     pair = flops / rows
+    share = f"{losses / flops:.1%}" if losses >= flops / 1000 else "under 0.1%"
     text = (
-        f"{_flop(pair)} a pair ({length} tokens, the longest; losses {losses / flops:.2%}), "
+        f"{_flop(pair)} a pair ({length} tokens, the longest; losses {share}), "
         f"{_flop(flops * ranks)} a step, {_flop(flops)} of them on each rank"
     )
     if done > flops:
