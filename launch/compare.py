@@ -2,6 +2,7 @@
 
 from promptmeup.config import command
 from promptmeup.extraction.compare import CompareConfig, compare
+from promptmeup.extraction.dry_run import plan_comparison
 
 
 def main(config: CompareConfig) -> None:
@@ -10,4 +11,4 @@ def main(config: CompareConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(CompareConfig, main)
+    command(CompareConfig, main, plan=plan_comparison)

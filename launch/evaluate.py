@@ -1,6 +1,7 @@
 """Evaluate: `python launch/evaluate.py model=RUN/best split=packed/val`, or `… split=test data.kind=… data.root=DIR`"""
 
 from promptmeup.config import command
+from promptmeup.extraction.dry_run import plan_evaluation
 from promptmeup.extraction.evaluate import EvaluateConfig, evaluate
 
 
@@ -14,4 +15,4 @@ def main(config: EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(EvaluateConfig, main)
+    command(EvaluateConfig, main, plan=plan_evaluation)

@@ -1,6 +1,7 @@
 """Export to Hugging Face's format: `python launch/export.py run=RUN out=DIR checkpoint=latest`"""
 
 from promptmeup.config import command
+from promptmeup.export.dry_run import plan_export
 from promptmeup.export.export import ExportConfig, export
 
 
@@ -15,4 +16,4 @@ def main(config: ExportConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(ExportConfig, main)
+    command(ExportConfig, main, plan=plan_export)

@@ -1,6 +1,7 @@
 """Fine-tune: `python launch/finetune.py --config configs/finetune/twitter2015.yaml model=RUN/best data.root=DIR`"""
 
 from promptmeup.config import command
+from promptmeup.extraction.dry_run import plan_finetuning
 from promptmeup.extraction.finetune import finetune
 from promptmeup.extraction.seed_run import FinetuneConfig
 
@@ -15,4 +16,4 @@ def main(config: FinetuneConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(FinetuneConfig, main)
+    command(FinetuneConfig, main, plan=plan_finetuning)

@@ -1,6 +1,7 @@
 """Write soft labels: `python launch/label.py --config configs/label/default.yaml teacher=RUN/model split=DIR`"""
 
 from promptmeup.config import command
+from promptmeup.training.dry_run import plan_labelling
 from promptmeup.training.label import LabelRunConfig, label
 
 
@@ -15,4 +16,4 @@ def main(config: LabelRunConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(LabelRunConfig, main)
+    command(LabelRunConfig, main, plan=plan_labelling)

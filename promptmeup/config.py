@@ -9,6 +9,7 @@ import argparse
 import difflib
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -204,22 +205,68 @@ def fingerprint(value: BaseModel | dict[str, Any] | list[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def command(schema: type[C], main: Callable[[C], None], argv: Sequence[str] | None = None) -> None:
+Plan = Callable[[C, int | None], str]
+"""What a command would do, in words and numbers, on this many ranks (None: as many as the launcher started, or one).
+It reads what is there, and writes, fetches and starts nothing."""
+
+
+def command(
+    schema: type[C],
+    main: Callable[[C], None],
+    argv: Sequence[str] | None = None,
+    *,
+    plan: Plan[C] | None = None,
+) -> None:
     """Run `main` with the configuration that the command line names: ``--config FILE a.b=c ...``.
+
+    With ``--dry-run`` the resolved configuration and `plan`'s text are printed instead, on the first rank alone.
 
     Mistakes of the user are printed without a traceback; the exit code is the error's own (2 for the
     configuration, 1 otherwise). `main`'s docstring is the command's help.
     """
     parser = argparse.ArgumentParser(
-        description=main.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=main.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file; see configs/")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values that replace the file's")
+    add_dry_run(parser)
     # The deepspeed launcher adds --local_rank=N to every process; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_intermixed_args(dry_run_alone(sys.argv[1:] if argv is None else argv))
     with user_errors():
-        main(load(schema, arguments.config, arguments.overrides))
+        config = load(schema, arguments.config, arguments.overrides)
+        if arguments.dry_run is None:
+            main(config)
+        elif is_first_rank():
+            print(dump(config))
+            if plan is not None:
+                print(plan(config, arguments.dry_run or None))
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Add ``--dry-run`` and ``--dry-run=RANKS``: None without it, 0 where no number is given."""
+    parser.add_argument(
+        "--dry-run",
+        type=_ranks,
+        metavar="RANKS",
+        help="show the resolved configuration and what would be done (with --dry-run=8, on 8 ranks), and do nothing",
+    )
+
+
+def dry_run_alone(argv: Sequence[str]) -> list[str]:
+    """Return `argv` in which ``--dry-run`` takes no other argument for its number."""
+    return ["--dry-run=0" if text == "--dry-run" else text for text in argv]
+
+
+def _ranks(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of ranks: write --dry-run or --dry-run=8")
+    return int(text)
+
+
+def is_first_rank() -> bool:
+    """Whether a launcher started this process as its first, or nobody did."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """python shards/pack.py --config configs/pack/newsclippings.yaml corpus.root=FOLDER out=FOLDER"""
 
 from promptmeup.config import command
+from promptmeup.packing.dry_run import plan_packing
 from promptmeup.packing.pack import pack
 from promptmeup.packing.settings import PackConfig
 
@@ -15,4 +16,4 @@ def main(config: PackConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(PackConfig, main)
+    command(PackConfig, main, plan=plan_packing)

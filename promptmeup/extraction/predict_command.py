@@ -67,6 +67,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--input", type=Path, metavar="FILE", help="JSON lines, in the place of --text")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines; needed with --input")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="sentences at once (default 32)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be read and written, and do nothing"
+    )
     flags = parser.parse_args(argv)
     single = [f"--{name}" for name in ("text", "image", "head", "tail") if getattr(flags, name) is not None]
     if flags.input is not None and (single or flags.json):
@@ -88,6 +91,11 @@ def run(flags: argparse.Namespace) -> None:
     Raises:
         UserError: a file, a line, a mention or the model cannot be used.
     """
+    if flags.dry_run:
+        from promptmeup.extraction.dry_run import plan_prediction  # knows of training, which takes seconds
+
+        print(plan_prediction(flags))
+        return
     if flags.input is not None:
         lines = read_lines(flags.input)  # before the model: mistakes are said at once
         extractor = Extractor.load(flags.model, warn=_warn)

@@ -51,7 +51,7 @@ def open_start(source: str, *, encoders: EncodersConfig, text_only: bool) -> Sta
         WeightsError: nothing there, or a model that cannot be fine-tuned.
         ConfigError: a vision encoder is needed and none is given.
     """
-    folder = _model_folder(Path(source).expanduser())
+    folder = model_folder(Path(source).expanduser())
     if folder is None:
         encoder, vision, tokenizer = _plain(source, encoders, text_only=text_only)
     elif (folder / "model.json").exists():
@@ -64,7 +64,7 @@ def open_start(source: str, *, encoders: EncodersConfig, text_only: bool) -> Sta
     return Start(encoder, vision, tokenizer, source, state_fingerprint(encoder), run)
 
 
-def _model_folder(path: Path) -> Path | None:
+def model_folder(path: Path) -> Path | None:
     """Return the folder of a model of ours: `path` itself, or what a run has in it; None where it is none."""
     for folder in (path, path / "best", path / "model"):
         if (folder / "model.json").exists() or model_type(folder) in ("promptmeup", *EXTRACTION_TYPES):

@@ -74,16 +74,7 @@ def build_bert(config: TextConfig) -> Any:
         ConfigError: `fusion_layer` is beyond its layers.
     """
     if config.weights == RANDOM:
-        tokenizer = load_tokenizer(config)
-        sizes = BertConfig(
-            vocab_size=len(tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-            hidden_size=config.hidden,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=config.intermediate,
-        )
-        bert = bert_from_description(_with_dropout(sizes, config.dropout).to_dict())
+        bert = bert_from_description(random_bert_sizes(config, load_tokenizer(config)).to_dict())
     else:
         bert = _load_bert(config)
     num_layers = bert.config.num_hidden_layers
@@ -93,6 +84,19 @@ def build_bert(config: TextConfig) -> Any:
             f"choose 1 to {num_layers - 1} (or {num_layers} for a dual encoder)"
         )
     return bert
+
+
+def random_bert_sizes(config: TextConfig, tokenizer: Any) -> BertConfig:
+    """Return what a BERT of random weights is built from."""
+    sizes = BertConfig(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.intermediate,
+    )
+    return with_dropout(sizes, config.dropout)
 
 
 def _load_bert(config: TextConfig) -> Any:
@@ -109,7 +113,7 @@ def _load_bert(config: TextConfig) -> Any:
             # transformers keeps the checkpoint's own dtype unless told: fp16 files would train in fp16
             bert, report = BertModel.from_pretrained(
                 folder,
-                config=_with_dropout(sizes, config.dropout),
+                config=with_dropout(sizes, config.dropout),
                 add_pooling_layer=False,
                 attn_implementation="sdpa",
                 dtype=torch.float32,
@@ -125,7 +129,8 @@ def _load_bert(config: TextConfig) -> Any:
     return bert
 
 
-def _with_dropout(sizes: Any, dropout: float | None) -> Any:
+def with_dropout(sizes: Any, dropout: float | None) -> Any:
+    """Set the dropout of hidden states and attention in a BertConfig, unless None, and return it."""
     if dropout is not None:
         sizes.hidden_dropout_prob = sizes.attention_probs_dropout_prob = dropout
     return sizes

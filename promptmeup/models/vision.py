@@ -159,18 +159,22 @@ def _triple(values: Any) -> Triple:
     return float(first), float(second), float(third)
 
 
+def random_vit_sizes(config: VisionConfig) -> ViTConfig:
+    """Return what a ViT of random weights is built from."""
+    return ViTConfig(
+        image_size=config.image_size,
+        patch_size=config.patch,
+        hidden_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.hidden,
+    )
+
+
 def _build_transformers(config: VisionConfig) -> VisionEncoder:
     mean = std = (0.5, 0.5, 0.5)
     if config.weights == RANDOM:
-        sizes = ViTConfig(
-            image_size=config.image_size,
-            patch_size=config.patch,
-            hidden_size=config.hidden,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=4 * config.hidden,
-        )
-        backbone = ViTModel(sizes, add_pooling_layer=False)
+        backbone = ViTModel(random_vit_sizes(config), add_pooling_layer=False)
     else:
         folder = find(config.weights, key=KEY)
         backbone = load_vit(folder)

@@ -6,6 +6,7 @@ fails here, with one message, or not at all.
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import transformers
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
@@ -93,6 +94,23 @@ def find(
         instead=instead or f"a local directory, or use one of {packages}",
         local_only=local_only,
     )
+
+
+def find_here(source: str, *, key: str) -> Path | None:
+    """Return what `find` would, without a network: None where the source is not on this machine.
+
+    Raises:
+        WeightsError: a package that is unknown or not installed.
+    """
+    if source.startswith("package:"):
+        return _find_package(source.removeprefix("package:"), key=key)
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    # more than one slash, or one at the end, is no name on the hub
+    is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not source.startswith(".")
+    cached = try_to_load_from_cache(source, "config.json") if is_name else None
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def _find_package(name: str, *, key: str) -> Path:

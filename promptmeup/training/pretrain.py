@@ -67,6 +67,7 @@ from promptmeup.training.signals import STOP_FILE, Order, Orders, StopFlag, exit
 from promptmeup.training.skipped import Skipped
 from promptmeup.training.stall import StallMeter
 from promptmeup.training.step import train_step
+from promptmeup.training.throughput import Throughput
 from promptmeup.training.watch import Watch
 
 
@@ -100,6 +101,8 @@ class PretrainConfig(Config):
     """newest ones that stay; the best model stays in best/ besides"""
     max_skipped: int = Field(default=5, ge=0)
     """most steps in a row whose loss or gradient is not finite: they change nothing; one more ends the run"""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """what one GPU can do in the run's precision, for MFU; None: as its data sheet says, if its name is known"""
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
@@ -247,7 +250,19 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
         world=world,
     )
 
+    throughput = Throughput(
+        model,
+        losses=config.loss,
+        banks=banks,
+        rows=config.global_batch // world.size,
+        max_objects=config.data.max_objects,
+        dtype=dtype,
+        world=world,
+        peak=config.peak_tflops,
+    )
+
     def step(batch: Batch, number: int) -> dict[str, Tensor]:
+        throughput.note(batch)
         torch.manual_seed(step_seed(config.seed, step=number, rank=world.rank))
         scale = rate_scale(number, total_steps=total_steps, config=config.optim)
         set_rates(engine.optimizer, peaks=peaks, scale=scale)
@@ -275,7 +290,8 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
         # the ranks wait for each other: the slowest one's data is what the world waits for
         wait = highest(metrics["data_wait"], world)
         epoch = state.pairs_consumed / stream.num_pairs
-        tracker.step(number, renamed | {"data_wait": wait, "epoch": epoch})
+        rates = throughput.rates(metrics["pairs_per_second"]) if world.is_main else {}
+        tracker.step(number, renamed | rates | {"data_wait": wait, "epoch": epoch})
         verdict = stall.note(wait, seconds)
         if verdict:
             tracker.event("stall", number, verdict=verdict)

@@ -52,6 +52,7 @@ def test_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "--config" in shown
     assert "a.b=c" in shown
+    assert "--dry-run" in shown
     assert run(command, "--config", "no/such/file.yaml") == 2
     assert "cannot read the configuration no/such/file.yaml" in capsys.readouterr().err
     assert run(command, "nonsense.key=1") == 2
@@ -69,7 +70,9 @@ def test_command_on_folders(command: str, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("command", FLAGS)
 def test_command_with_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
-    assert "--model DIR" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "--model DIR" in shown
+    assert "--dry-run" in shown
     assert run(command, "--nonsense") == 2
     assert "required: --model" in capsys.readouterr().err
     assert run(command, "--model", "no/such/folder", "--text", "Ada") == 1

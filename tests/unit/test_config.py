@@ -139,6 +139,39 @@ def test_fingerprint_follows_values() -> None:
     assert len(fingerprint(a)) == 16
 
 
+def test_dry_run_shows_the_configuration_and_the_plan(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def main(_: Config) -> None:
+        raise AssertionError("a dry run ran")
+
+    def plan(config: Run, ranks: int | None) -> str:
+        if config.steps > 100:
+            raise ConfigError("too many steps")
+        return f"{config.steps} steps on {ranks} ranks"
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    # the number is the flag's own, never the override behind it
+    for arguments, ranks in ((["--dry-run", "out=x"], "None"), (["out=x", "--dry-run=8"], "8")):
+        command(Run, main, arguments, plan=plan)
+        shown = capsys.readouterr().out
+        assert shown == f"{dump(load(Run, None, ['out=x']))}\n10 steps on {ranks} ranks\n"
+    command(Run, main, ["out=x", "--dry-run"])
+    assert capsys.readouterr().out.strip() == dump(load(Run, None, ["out=x"])).strip()
+    monkeypatch.setenv("RANK", "1")
+    command(Run, main, ["out=x", "--dry-run"], plan=plan)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("RANK", "0")
+    wrong = [(["--dry-run"], "'out' is missing"), (["--dry-run", "out=x", "steps=101"], "too many steps")]
+    wrong += [(["--dry-run=-1", "out=x"], "'-1' is no number of ranks"), (["--dry", "out=x"], "--dry")]
+    for arguments, message in wrong:
+        with pytest.raises(SystemExit) as stopped:
+            command(Run, main, arguments, plan=plan)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+
+
 def test_command_runs_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[Run] = []
     command(Run, seen.append, ["out=x", "--local_rank=1", "steps=3"])

@@ -1,0 +1,53 @@
+"""Floating-point operations of the losses of a step, products of matrices as everywhere, and their memory."""
+
+import torch
+
+from promptmeup.losses.total import LossConfig
+from promptmeup.records import Banks
+
+TILE = 2048 * 4096
+"""numbers in a tile of logits on a GPU, see `tiles_triton`; smaller on a CPU"""
+
+
+def loss_flops(
+    config: LossConfig,
+    *,
+    rows: int,
+    columns: int,
+    width: int,
+    objects: int = 0,
+    banks: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    classifies: bool = False,
+) -> float:
+    """Return those of one rank's forward and backward pass, all rows counting.
+
+    A symmetric contrast is a product for the logits, again in the backward pass, and one for each side's gradient,
+    where the side has one: prompts have none. With classifiers the products are the model's own.
+
+    Args:
+        rows: B; `columns`: G; `width`: D of the image-text space; `objects`: M, of each image.
+        banks: (prompts, width) of the entities and of the relations; None without soft labels.
+    """
+    weights = config.weights
+    found = 8.0 * rows * columns * width if weights.image_text > 0 else 0.0
+    if banks is not None and not classifies:
+        sides = ((weights.object_entity, rows * objects), (weights.image_relation, rows))
+        for (weight, count), (prompts, prompt_width) in zip(sides, banks, strict=True):
+            found += 6.0 * count * prompts * prompt_width if weight > 0 else 0.0
+    return found
+
+
+def bank_shapes(banks: Banks | None) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Return (prompts, width) of both banks."""
+    if banks is None:
+        return None
+    (entities, entity_width), (relations, relation_width) = banks.entities_KD.shape, banks.relations_KD.shape
+    return (entities, entity_width), (relations, relation_width)
+
+
+def loss_memory(config: LossConfig, *, rows: int, columns: int, width: int, dtype: torch.dtype) -> int:
+    """Return bytes that the contrasts take on one rank: the captions of all, their gradients, two tiles; no logits."""
+    if config.weights.image_text == 0:
+        return 0
+    sent = columns * (width * dtype.itemsize + 16)
+    return sent + 4 * width * (columns + 2 * rows) + 2 * 4 * TILE
