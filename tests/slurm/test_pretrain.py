@@ -69,7 +69,7 @@ def test_time_limit_and_a_restarted_controller(cluster: Cluster, news_world: Pat
     run, log = tmp_path / "run", tmp_path / "job.out"
     script = ("slurm/pretrain.sh", "configs/pretrain/tiny.yaml")
     job = cluster.sbatch(
-        *("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--time=2", "--signal=USR2@60"),
+        *("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--time=3", "--signal=USR2@60"),
         *script,
         *settings(news_world, run, "steps=1000000"),
         log=log,
