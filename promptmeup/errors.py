@@ -39,3 +39,7 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on, for example because the loss is not finite."""
+
+
+class TrackingError(UserError):
+    """A run folder cannot be read, or MLflow does not take it."""

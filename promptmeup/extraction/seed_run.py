@@ -40,9 +40,9 @@ from promptmeup.models.extraction import (
 from promptmeup.models.fused import describe_encoder
 from promptmeup.records import RunState
 from promptmeup.shard_format import write_json
-from promptmeup.tracking.mlflow_run import run_id
 from promptmeup.tracking.provenance import environment
 from promptmeup.tracking.settings import TrackedDataset, TrackingConfig
+from promptmeup.tracking.system import NodeWatch
 from promptmeup.tracking.tracker import Tracker
 from promptmeup.training import checkpoint
 from promptmeup.training.loop import Every, fit
@@ -180,13 +180,14 @@ def train_seed(
     tracker = Tracker.off()
     if world.is_main:
         tracker = Tracker(folder, config=config.tracking, total_steps=total_steps)
-    with tracker:
+    node_seconds = config.tracking.system_seconds if world.local_rank == 0 else 0
+    with tracker, NodeWatch(folder, seconds=node_seconds):
         tracker.start(
             config=config.model_copy(update={"seeds": (seed,)}),
             environment=environment(command=sys.argv, gpus=gpu_names(), world_size=world.size),
             step=state.step,
             datasets=_datasets(config.data, data),
-            parent_run_id=run_id(start.run) if start.run else None,
+            parent=start.run,
         )
         wrapped.train()
         # a signal that comes with the last step of an epoch saves before the epoch is evaluated

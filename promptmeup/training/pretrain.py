@@ -50,6 +50,7 @@ from promptmeup.records import Banks, Batch, RunState
 from promptmeup.shard_format import finished_labels, labels_folder, read_manifest, write_json
 from promptmeup.tracking.provenance import environment
 from promptmeup.tracking.settings import TrackedDataset, TrackingConfig
+from promptmeup.tracking.system import NodeWatch
 from promptmeup.tracking.tracker import Tracker
 from promptmeup.training import checkpoint
 from promptmeup.training.evaluation import evaluate_retrieval
@@ -268,13 +269,16 @@ def train(config: PretrainConfig, world: World) -> bool:
     tracker = Tracker.off()
     if world.is_main:
         tracker = Tracker(config.out, config=config.tracking, total_steps=total_steps)
-    with tracker:
+    node_seconds = config.tracking.system_seconds if world.local_rank == 0 else 0
+    with tracker, NodeWatch(config.out, seconds=node_seconds):
         tracker.start(
             config=config,
             environment=environment(command=sys.argv, gpus=gpu_names(), world_size=world.size),
             step=state.step,
             datasets=_datasets(sources.splits, val),
         )
+        for gallery in _galleries(sources.splits):
+            tracker.add_artifact(gallery)
         if sources.labels is not None:
             tracker.labels(state.step, sources.labels[0].manifest.statistics)
         engine.train()
@@ -375,6 +379,12 @@ def _gradient_norm(engine: Any) -> dict[str, Tensor]:
 
 def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _galleries(splits: Sequence[PackedSplit]) -> list[Path]:
+    """Return the pages of shards/gallery.py that lie in or beside the splits."""
+    folders = [folder for split in splits for folder in (split.folder, split.folder.parent)]
+    return [path for folder in dict.fromkeys(folders) if (path := folder / "gallery.html").is_file()]
 
 
 def _datasets(training: Sequence[PackedSplit], val: PackedSplit | None) -> list[TrackedDataset]:
