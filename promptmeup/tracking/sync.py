@@ -136,8 +136,9 @@ def _settings(folder: Path, start: dict[str, Any], uri: str | None) -> tuple[dic
             f"its store {chosen} is not there (any more): say where it should go with --uri URI"
         )
     try:
-        tracking = {**(resolved.get("tracking") or {}), "uri": chosen}
-        return resolved, TrackingConfig.model_validate(tracking)
+        # of another version of this program perhaps: what it does not know does not matter here
+        kept = {n: v for n, v in (resolved.get("tracking") or {}).items() if n in TrackingConfig.model_fields}
+        return resolved, TrackingConfig.model_validate({**kept, "uri": chosen})
     except ValidationError as error:
         raise TrackingError(
             f"--uri {chosen}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"

@@ -66,7 +66,9 @@ def connecting(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return names
 
 
-def test_healthy_server_has_everything(server: MlflowServer, tmp_path: Path) -> None:
+def test_healthy_server_has_everything(
+    server: MlflowServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = tmp_path / "gallery.html"
     page.write_text("<p>photos")
     folder = tmp_path / "run"
@@ -89,6 +91,7 @@ def test_healthy_server_has_everything(server: MlflowServer, tmp_path: Path) -> 
     files = {file.path for file in client.list_artifacts(found.info.run_id)}
     assert files == {"config.yaml", "environment.json", "environment-2.json", "curves.png", "gallery.html"}
     assert sync(folder).startswith("nothing was missing")
+    assert "View run" not in capsys.readouterr().out  # MLflow's own chatter
 
 
 def test_unreachable_at_start(

@@ -81,6 +81,13 @@ def test_run_without_mlflow_is_sent_whole_and_twice_is_once(
     assert 0 <= found.info.end_time - found.info.start_time < 60_000  # the run's own, not the sync's
 
 
+def test_help_names_the_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    assert "RUN_DIR [RUN_DIR ...]" in capsys.readouterr().out
+
+
 def test_two_syncs_at_once_make_one_run(store: str, client: MlflowClient, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     attempt(folder, None, range(1, 1001))
