@@ -43,3 +43,7 @@ class TrainingError(UserError):
 
 class NotFiniteError(TrainingError):
     """A loss or a feature of a step is NaN or infinite: the step is not taken, and training may go on."""
+
+
+class TrackingError(UserError):
+    """A run folder cannot be read, or MLflow does not take it."""

@@ -1,6 +1,7 @@
 """Fine-tuning with one or several seeds, and what all of them say together."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ def finetune(config: FinetuneConfig) -> None:
         if world.is_main:
             _summarise(config.out, results)
         barrier(world)
+    except SystemExit as told:
+        barrier(world)  # as in pre-training: rank 0 has closed the tracker, and it alone has the code
+        sys.exit(told.code if world.is_main else 0)
     finally:
         leave()
 

@@ -41,9 +41,9 @@ from promptmeup.models.extraction import (
 from promptmeup.models.fused import describe_encoder
 from promptmeup.records import RunState
 from promptmeup.shard_format import write_json
-from promptmeup.tracking.mlflow_run import run_id
 from promptmeup.tracking.provenance import environment
 from promptmeup.tracking.settings import TrackedDataset, TrackingConfig
+from promptmeup.tracking.system import NodeWatch
 from promptmeup.tracking.tracker import Tracker
 from promptmeup.training import checkpoint
 from promptmeup.training.crash import put_aside
@@ -238,14 +238,15 @@ def _train(
     tracker = Tracker.off()
     if world.is_main:
         tracker = Tracker(folder, config=config.tracking, total_steps=total_steps)
-    life.abandon = tracker.finish
-    with tracker, life.reporting():
+    life.abandon, life.told = tracker.finish, tracker.told_to_stop
+    node_seconds = config.tracking.system_seconds if world.local_rank == 0 else 0
+    with tracker, NodeWatch(folder, seconds=node_seconds), life.reporting():
         tracker.start(
             config=config.model_copy(update={"seeds": (seed,)}),
             environment=environment(command=sys.argv, gpus=gpu_names(), world_size=world.size),
             step=state.step,
             datasets=_datasets(config.data, data),
-            parent_run_id=run_id(start.run) if start.run else None,
+            parent=start.run,
         )
         if crashed:
             tracker.event("warning", state.step, text=f"the last start ended badly: {crashed}")

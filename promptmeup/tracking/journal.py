@@ -1,9 +1,12 @@
 """The run's own record: one JSON object a line in RUN/journal.jsonl, written before anything else.
 
 Nothing here may stop training: a full disk costs lines and one warning. A line is one write, so a killed
-run leaves at most one half line, which readers skip and the next writer closes with a newline.
+run leaves at most one half line, which readers skip and the next writer closes with a newline. Its writer
+holds a lock on it, which the kernel releases when the process dies, however it dies: so others know.
 """
 
+import contextlib
+import fcntl
 import json
 import math
 import sys
@@ -25,17 +28,32 @@ class Journal:
         self._file = path.open("ab", buffering=0)
         self._torn = not _ends_with_newline(path)
         self._warned = False
+        self._locked = False
+        self.has_rival()
+
+    def has_rival(self) -> bool:
+        """Whether another living process writes the same file; false where the file system has no locks."""
+        if not self._locked:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            self._locked = True
+        return False
 
     def write(self, event: str, *, step: int, **values: Any) -> None:
         """Append one line; never raises for a full or failing disk (one warning, the line is lost).
 
         Args:
-            event: "start", "resume", "step", "evaluation", "checkpoint", "finish" or another word.
+            event: "start", "resume", "step", "evaluation", "artifact", "signal", "finish" or another word.
             step: optimizer steps done.
             values: numbers for "step" and "evaluation"; anything JSON-able otherwise. Numbers that are
                 not finite are written as "NaN", "Infinity" and "-Infinity", which keeps the JSON valid.
         """
         assert not values.keys() & {"time", "event"}, "the journal's own keys"
+        self.has_rival()  # the data workers of a killed attempt keep its lock for some seconds
         time = datetime.now().astimezone().isoformat(timespec="milliseconds")
         entry = {"time": time, "event": event, "step": step, **values}
         line = json.dumps(_encode(entry), ensure_ascii=False, allow_nan=False).encode() + b"\n"
@@ -53,7 +71,23 @@ class Journal:
                 )
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            # explicitly: forked data workers have the file open as well
+            fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a living process writes `path`; false where the file system has no locks."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        fcntl.flock(file, fcntl.LOCK_UN)
+    return False
 
 
 def _ends_with_newline(path: Path) -> bool:
@@ -109,6 +143,17 @@ def values(entry: dict[str, Any]) -> dict[str, float]:
         if name not in ("time", "event", "step")
         and (value in _NOT_FINITE if isinstance(value, str) else isinstance(value, int | float))
     }
+
+
+def milliseconds(entry: dict[str, Any]) -> int:
+    """Return when an entry was written, in milliseconds since 1970."""
+    return int(datetime.fromisoformat(entry["time"]).timestamp() * 1000)
+
+
+def last_start(path: Path) -> dict[str, Any] | None:
+    """Return the "start" or "resume" entry of the last attempt; None where there is none."""
+    starts = [entry for _, entry in entries(path) if entry["event"] in ("start", "resume")]
+    return starts[-1] if starts else None
 
 
 def metrics(path: Path, *, event: str = "step") -> dict[int, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""MLflow as a sink that may fail: a background thread that copies the journal and never touches training.
+"""MLflow as a sink that may fail: a background thread that copies the run folder and never touches training.
 
 The journal is the queue. The thread reads it from the byte up to which MLflow has it (a tag of the MLflow
 run), so nothing is ever dropped or held in memory, a server that comes back gets what it missed, and a
@@ -8,12 +8,13 @@ are sent once. Training's own thread only writes the journal.
 
 import contextlib
 import threading
-from collections import deque
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from promptmeup.tracking.mlflow_run import OpenRun, import_mlflow, open_run
+from promptmeup.tracking.backlog import Backlog
+from promptmeup.tracking.mlflow_run import OpenRun, import_mlflow, lock_run, open_run
 from promptmeup.tracking.provenance import redact
 from promptmeup.tracking.settings import RunFacts, TrackingConfig
 
@@ -23,12 +24,25 @@ _MAX_FAILURES = 3
 _MAX_PAUSE_SECONDS = 300.0
 
 
+class _Breaker:
+    """Counts failures in a row, and says how long to wait before the next try: ever longer."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.failures = 0
+
+    @property
+    def pause(self) -> float:
+        # limited: after 1024 failures the power of two is no float any more, and the thread died of it
+        return min(self._seconds * 2.0 ** min(self.failures, 20), _MAX_PAUSE_SECONDS)
+
+
 class MlflowSink:
-    """Copies `folder`/journal.jsonl to one MLflow run, the same one across restarts, until closed.
+    """Copies `folder`'s lines and files to one MLflow run, the same one across restarts, until closed.
 
     Nothing here raises or blocks; making one imports MLflow (2 to 8 s, once a process). After three
     failures in a row it says so once, tries again ever less often (up to every five minutes), and says
-    when it has caught up.
+    when it has caught up. A store that takes metrics and refuses files holds nothing else up.
 
     Args:
         folder: the run folder; keeps the MLflow run's id in `mlflow_run_id`.
@@ -45,66 +59,101 @@ class MlflowSink:
         self._facts = facts
         self._say = say
         self._run: OpenRun | None = None
-        self._artifacts: deque[Path] = deque(maxlen=1000)
+        self._backlog: Backlog | None = None
+        self._lines, self._files = _Breaker(config.flush_seconds), _Breaker(config.flush_seconds)
+        self._files_due = 0.0
         self._status: Status = "FINISHED"
-        self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._is_closing = False
         self._complete = False
         with contextlib.suppress(Exception):  # the thread meets the same error and reports it
             import_mlflow(config.uri)
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
-    def add_artifact(self, path: Path) -> None:
-        """Copy the file `path` to the run's artifacts at the next flush."""
-        self._artifacts.append(path)
+    def flush(self) -> None:
+        """Have the thread send what there is at once."""
+        self._files_due = 0.0
+        self._wake.set()
 
     def close(self, *, status: Status, timeout: float) -> bool:
         """Send what is left, set the run's status; return whether MLflow has everything.
 
-        Returns after `timeout` seconds at the latest; the journal keeps what MLflow lacks.
+        Returns after `timeout` seconds at the latest; the run folder keeps what MLflow lacks.
         """
         self._status = status
-        self._closing.set()
+        self._is_closing = True
+        self.flush()
         self._thread.join(timeout)
         return self._complete
 
     def _work(self) -> None:
-        failures = 0
         while True:
-            closing = self._closing.is_set()  # before the flush: it covers all that was written till then
-            try:
-                self._flush(closing)
-            except Exception as error:
-                failures += 1
-                self._run = None
-                if failures == _MAX_FAILURES:
-                    self._say(self._warning(error))
-                if closing and failures >= _MAX_FAILURES:
+            self._wake.clear()
+            closing = self._is_closing  # before the flush: it covers all that was written till then
+            if self._send_lines(closing):
+                has_files = self._send_files(closing)
+                if closing and (has_files or self._files.failures >= _MAX_FAILURES):
+                    self._complete = has_files
                     return
-            else:
-                if failures >= _MAX_FAILURES:
-                    self._say(f"MLflow at {self._uri} answers again and has every step")
-                failures = 0
-                if closing:
-                    self._complete = True
-                    return
-            self._closing.wait(min(self._config.flush_seconds * 2**failures, _MAX_PAUSE_SECONDS))
+            elif closing and self._lines.failures >= _MAX_FAILURES:
+                return
+            self._wake.wait(self._lines.pause)
 
-    def _flush(self, closing: bool) -> None:
-        run = self._run = self._run or open_run(self._folder, self._config, self._facts)
-        run.send_lines(self._folder / "journal.jsonl")
-        if closing:  # before the artifacts: a store that refuses files must not leave the run RUNNING
-            run.client.set_terminated(run.id, status=self._status)
-        while self._artifacts:
-            path = self._artifacts[0]
-            if path.exists():
-                run.client.log_artifact(run.id, str(path))
-            self._artifacts.popleft()
+    def _send_lines(self, closing: bool) -> bool:
+        """Return whether MLflow has every line, and, when `closing`, the status."""
+        breaker = self._lines
+        try:
+            run = self._run or self._open()
+            run.send_lines()
+            if closing:  # before the files: a store that refuses them must not leave the run RUNNING
+                run.end(self._status)
+            elif run.backlog.ending == "KILLED" and run.status == "RUNNING":
+                # a signal: the launcher may kill us before this run's next step is through
+                run.end("KILLED")
+        except Exception as error:
+            self._run = None
+            breaker.failures += 1
+            if breaker.failures == _MAX_FAILURES:
+                self._say(
+                    f"{self._failed(error)}; training goes on, every value is in "
+                    f"{self._folder / 'journal.jsonl'}, and MLflow gets them when it answers again"
+                )
+            return False
+        if breaker.failures >= _MAX_FAILURES:
+            self._say(f"MLflow at {self._uri} answers again and has every step")
+        breaker.failures = 0
+        return True
 
-    def _warning(self, error: Exception) -> str:
+    def _open(self) -> OpenRun:
+        with lock_run(self._folder):
+            self._run = open_run(self._folder, self._config, self._facts, backlog=self._backlog)
+        self._backlog = self._run.backlog
+        self._files_due = 0.0
+        return self._run
+
+    def _send_files(self, closing: bool) -> bool:
+        """Return whether MLflow has every file, as far as that is known: they are looked at rarely."""
+        breaker = self._files
+        if time.monotonic() < self._files_due and not closing:
+            return not breaker.failures
+        assert self._run is not None
+        try:
+            self._run.send_files()
+        except Exception as error:
+            breaker.failures += 1
+            self._files_due = time.monotonic() + breaker.pause
+            if breaker.failures == _MAX_FAILURES:
+                self._say(
+                    f"{self._failed(error)} to take files; metrics go on, files follow when it takes them"
+                )
+            return False
+        breaker.failures = 0
+        self._files_due = time.monotonic() + _MAX_PAUSE_SECONDS
+        return True
+
+    def _failed(self, error: Exception) -> str:
         reason = redact(str(error).strip().partition("\n")[0])[:300]
         return (
-            f"warning: MLflow at {self._uri} failed {_MAX_FAILURES} times "
-            f"({type(error).__name__}: {reason}); training goes on, every value is in "
-            f"{self._folder / 'journal.jsonl'}, and MLflow gets them when it answers again"
+            f"warning: MLflow at {self._uri} failed {_MAX_FAILURES} times ({type(error).__name__}: {reason})"
         )

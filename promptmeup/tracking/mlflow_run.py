@@ -2,35 +2,37 @@
 
 import contextlib
 import fcntl
+import hashlib
 import importlib
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from promptmeup.shard_format import write_atomically
 from promptmeup.tracking import journal
+from promptmeup.tracking.backlog import Backlog, clean_name
 from promptmeup.tracking.provenance import redact
 from promptmeup.tracking.settings import RunFacts, TrackingConfig
 
-_POSITION_TAG = "promptmeup.journal_bytes"
-_METRICS_A_BATCH = 900  # MLflow takes 1000 metrics, params and tags together
-_PARAMS_A_BATCH = 100
+_IDENTITY_TAG = "promptmeup.run"
+_METRICS_A_CALL = 900  # MLflow takes 1000 metrics, params and tags together
+_PARAMS_A_CALL = 100
 _PARAM_LENGTH = 6000
 _TAG_LENGTH = 8000
-_NAME_LENGTH = 250
 _ENVIRONMENT = {
     # MLflow's own 7 retries with growing pauses take minutes a call when the server is away
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # two lines with pictures at the end of every run, from a thread, into whatever is being printed
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -67,72 +69,96 @@ def run_id(folder: Path) -> str | None:
 
 @dataclass
 class OpenRun:
-    """An open MLflow run and how far it has the journal."""
+    """An open MLflow run, and what it lacks of its run folder."""
 
     client: Any
     id: str
-    sent_bytes: int
-    """MLflow has the journal up to here"""
-    read_bytes: int = 0
-    highest: dict[str, int] = field(default_factory=dict)
-    """event -> largest step that MLflow has"""
-    repeated: dict[str, int] = field(default_factory=dict)
-    """event -> largest step that MLflow had when the run was resumed: up to there it is a repetition"""
+    status: str
+    """as MLflow shows it"""
+    backlog: Backlog
+    _present: dict[str, tuple[int, int | None]] | None = None
+    """artifact -> its bytes, and the time of change of the file that we sent"""
 
-    def send_lines(self, path: Path) -> None:
-        """Send what `path` holds beyond `sent_bytes`, in batches; the new position travels with each."""
-        from mlflow.entities import Metric
+    def send_lines(self) -> int:
+        """Send the lines that MLflow lacks, in batches, each with the new position; return how many."""
+        from mlflow.entities import Metric, RunTag
 
-        batch: list[Metric] = []
-        for entry in self._new_entries(path):
-            time = int(datetime.fromisoformat(entry["time"]).timestamp() * 1000)
-            prefix = "evaluation/" if entry["event"] == "evaluation" else ""
-            for name, value in journal.values(entry).items():
-                # MLflow stores an infinity as 1.8e308, which spoils the chart's scale
-                number = value if math.isfinite(value) else math.nan
-                batch.append(Metric(_name(prefix + name), number, time, entry["step"]))
-            if len(batch) >= _METRICS_A_BATCH:
-                self._send(batch)
-                batch = []
-        self._send(batch)
+        lines = 0
+        while batch := self.backlog.take():
+            # MLflow stores an infinity as 1.8e308, which spoils the chart's scale
+            metrics = [
+                Metric(
+                    clean_name(p.name),
+                    p.value if math.isfinite(p.value) else math.nan,
+                    p.milliseconds,
+                    p.step,
+                )
+                for p in batch.points
+            ]
+            tags = [RunTag(clean_name(name), position) for name, position in batch.positions.items()]
+            for start in range(0, len(metrics), _METRICS_A_CALL):
+                last = start + _METRICS_A_CALL >= len(metrics)
+                self.client.log_batch(
+                    self.id, metrics=metrics[start : start + _METRICS_A_CALL], tags=tags if last else []
+                )
+            self.backlog.sent()
+            lines += batch.lines
+        return lines
 
-    def _new_entries(self, path: Path) -> Iterator[dict[str, Any]]:
-        """Yield the metric entries that MLflow lacks, from where the last call stopped."""
-        for end, entry in journal.entries(path, start=self.read_bytes):
-            self.read_bytes = end
-            event, step = entry["event"], entry["step"]
-            if event == "resume":
-                self.repeated = dict(self.highest)
-            elif event in journal.METRIC_EVENTS and step > self.repeated.get(event, -1):
-                self.highest[event] = max(step, self.highest.get(event, -1))
-                if end > self.sent_bytes:
-                    yield entry
+    def send_files(self) -> int:
+        """Send the run's files that MLflow lacks or has in another size; return how many."""
+        if self._present is None:
+            self._present = {
+                file.path: (file.file_size, None) for file in self.client.list_artifacts(self.id)
+            }
+        files = 0
+        for path in self.backlog.artifacts():
+            found = path.stat()
+            bytes_there, changed = self._present.get(path.name, (-1, None))
+            if bytes_there != found.st_size or changed not in (None, found.st_mtime_ns):
+                self.client.log_artifact(self.id, str(path))
+                files += 1
+            self._present[path.name] = found.st_size, found.st_mtime_ns
+        return files
 
-    def _send(self, batch: Sequence[Any]) -> None:
-        from mlflow.entities import RunTag
-
-        for start in range(0, len(batch), _METRICS_A_BATCH):
-            last = start + _METRICS_A_BATCH >= len(batch)
-            tags = [RunTag(_POSITION_TAG, str(self.read_bytes))] if last else []
-            self.client.log_batch(self.id, metrics=batch[start : start + _METRICS_A_BATCH], tags=tags)
+    def end(self, status: str, *, milliseconds: int | None = None) -> None:
+        """Set the run's status, ended at `milliseconds` since 1970 or now."""
+        self.client.set_terminated(self.id, status=status, end_time=milliseconds)
+        self.status = status
 
 
-def open_run(folder: Path, config: TrackingConfig, facts: RunFacts) -> OpenRun:
-    """Open the folder's MLflow run, or make it, and log the facts; safe to repeat."""
+def open_run(
+    folder: Path,
+    config: TrackingConfig,
+    facts: RunFacts,
+    *,
+    is_running: bool = True,
+    backlog: Backlog | None = None,
+) -> OpenRun:
+    """Open the folder's MLflow run, or make it, and log the facts; safe to repeat, under `lock_run`.
+
+    Args:
+        is_running: show it as RUNNING, whatever it was.
+        backlog: what the last run opened by this process had read, so that it need not be read again.
+    """
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
     client, experiment = _connect(config)
-    run = _existing_run(client, folder)
+    run = _existing_run(client, folder, experiment)
     if run is None:
-        parent = {"mlflow.parentRunId": facts.parent_run_id} if facts.parent_run_id else {}
-        run = client.create_run(experiment, run_name=config.run_name or folder.resolve().name, tags=parent)
-        write_atomically(folder / "mlflow_run_id", f"{run.info.run_id}\n".encode())
-    elif run.info.status != "RUNNING":
+        run, backlog = _create_run(client, folder, experiment, config), None
+    elif is_running and run.info.status != "RUNNING":
         client.update_run(run.info.run_id, status="RUNNING")
+    if run.info.run_id != run_id(folder):
+        write_atomically(folder / "mlflow_run_id", f"{run.info.run_id}\n".encode())
+        backlog = None
 
     known = run.data.params
-    params = {_name(name): value[:_PARAM_LENGTH] for name, value in facts.params.items()}
+    params = {clean_name(name): value[:_PARAM_LENGTH] for name, value in facts.params.items()}
     tags = {**config.tags, **facts.tags}
+    parent = run_id(facts.parent) if facts.parent else None
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent
     # MLflow refuses to change a param: what differs since the run began becomes a tag
     tags |= {
         f"changed.{name}": f"{known[name]} -> {value}"
@@ -140,10 +166,11 @@ def open_run(folder: Path, config: TrackingConfig, facts: RunFacts) -> OpenRun:
         if known.get(name, value) != value
     }
     new = [Param(name, value) for name, value in params.items() if name not in known]
-    for start in range(0, len(new), _PARAMS_A_BATCH):
-        client.log_batch(run.info.run_id, params=new[start : start + _PARAMS_A_BATCH])
-    run_tags = [RunTag(_name(name), value[:_TAG_LENGTH]) for name, value in tags.items()]
-    client.log_batch(run.info.run_id, tags=run_tags[:_PARAMS_A_BATCH])
+    for start in range(0, len(new), _PARAMS_A_CALL):
+        client.log_batch(run.info.run_id, params=new[start : start + _PARAMS_A_CALL])
+    run_tags = [RunTag(clean_name(name), value[:_TAG_LENGTH]) for name, value in tags.items()]
+    for start in range(0, len(run_tags), _PARAMS_A_CALL):
+        client.log_batch(run.info.run_id, tags=run_tags[start : start + _PARAMS_A_CALL])
     if facts.datasets:
         inputs = [
             DatasetInput(
@@ -153,7 +180,18 @@ def open_run(folder: Path, config: TrackingConfig, facts: RunFacts) -> OpenRun:
             for data in facts.datasets
         ]
         client.log_inputs(run.info.run_id, datasets=inputs)
-    return OpenRun(client, run.info.run_id, int(run.data.tags.get(_POSITION_TAG, 0)))
+    status = "RUNNING" if is_running else run.info.status
+    return OpenRun(client, run.info.run_id, status, backlog or Backlog(folder, run.data.tags))
+
+
+def _create_run(client: Any, folder: Path, experiment: str, config: TrackingConfig) -> Any:
+    identity = _identity(folder)
+    return client.create_run(
+        experiment,
+        run_name=config.run_name or folder.resolve().name,
+        tags={_IDENTITY_TAG: identity} if identity else {},
+        start_time=_began(folder),
+    )
 
 
 def _connect(config: TrackingConfig) -> tuple[Any, str]:
@@ -163,7 +201,7 @@ def _connect(config: TrackingConfig) -> tuple[Any, str]:
     assert config.uri is not None
     file = sqlite_file(config.uri)
     with _first_use_lock(file):
-        client = MlflowClient(tracking_uri=f"sqlite:///{file}" if file else config.uri)
+        client = MlflowClient(tracking_uri=absolute_store(config.uri))
         experiment = client.get_experiment_by_name(config.experiment)
         if experiment is not None:
             return client, experiment.experiment_id
@@ -178,20 +216,56 @@ def _connect(config: TrackingConfig) -> tuple[Any, str]:
             return client, experiment.experiment_id  # another run made it in between
 
 
-def _existing_run(client: Any, folder: Path) -> Any:
-    """Return the run that the folder names, or None where there is none (any more)."""
+def _existing_run(client: Any, folder: Path, experiment: str) -> Any:
+    """Return the run that the folder names, else the one made from this journal, else None.
+
+    The folder names none that this store has when the process died before it wrote the name, and when the folder was
+    sent to another store in between.
+    """
     from mlflow.exceptions import MlflowException
 
     known = run_id(folder)
-    if known is None:
+    if known is not None:
+        try:
+            run = client.get_run(known)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+        else:
+            if run.info.lifecycle_stage == "active":
+                return run
+    identity = _identity(folder)
+    if identity is None:
         return None
+    found = client.search_runs(
+        [experiment], filter_string=f"tags.`{_IDENTITY_TAG}` = '{identity}'", max_results=1
+    )
+    return found[0] if found else None
+
+
+def _identity(folder: Path) -> str | None:
+    """Return what no other run has: the digest of the journal's first line, with its time, host and command."""
     try:
-        run = client.get_run(known)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None  # another or a new store: the whole journal goes into a new run
-        raise
-    return run if run.info.lifecycle_stage == "active" else None
+        with (folder / "journal.jsonl").open("rb") as file:
+            line = file.readline()
+    except OSError:
+        return None
+    return hashlib.sha256(line).hexdigest()[:32] if line.endswith(b"\n") else None
+
+
+def _began(folder: Path) -> int | None:
+    """Return when the journal's first line was written, in milliseconds since 1970; None for an empty journal."""
+    try:
+        first = next(journal.entries(folder / "journal.jsonl"), None)
+    except OSError:
+        return None
+    return journal.milliseconds(first[1]) if first else None
+
+
+def absolute_store(uri: str | None) -> str | None:
+    """Return `uri`, of a SQLite store the one that means the same file from every folder."""
+    file = sqlite_file(uri) if uri is not None else None
+    return f"sqlite:///{file}" if file else uri
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -200,25 +274,37 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(found["path"]).absolute() if found else None
 
 
-@contextlib.contextmanager
-def _first_use_lock(file: Path | None) -> Iterator[None]:
+def lock_run(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Let one process at a time find or make the MLflow run of a run folder."""
+    # a file: network file systems lock no folders
+    return _locked(folder / ".mlflow.lock", os.O_RDWR | os.O_CREAT)
+
+
+def _first_use_lock(file: Path | None) -> contextlib.AbstractContextManager[None]:
     """Let one process at a time create the SQLite store: six that began together all failed without it.
 
-    The folder is locked, not a file of its own that would stay behind. A file system without locks goes on without.
+    The folder is locked, not a file of its own that would stay behind.
     """
     if file is None:
+        return contextlib.nullcontext()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return _locked(file.parent, os.O_RDONLY)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, flags: int) -> Iterator[None]:
+    """Hold a lock on `path`; where it cannot be locked, go on without."""
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError:  # somebody else's folder
         yield
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file.parent, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            # explicitly: a data worker that was forked meanwhile has it open as well, and would keep the lock
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
-
-
-def _name(text: str) -> str:
-    """Return `text` with what MLflow refuses in a name replaced."""
-    return re.sub(r"[^\w./ :-]", "_", text)[:_NAME_LENGTH]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -32,6 +33,8 @@ class TrackingConfig(Config):
     """seconds between two batches to MLflow"""
     close_seconds: float = Field(default=30.0, gt=0)
     """seconds that the end of a run waits for MLflow"""
+    system_seconds: float = Field(default=10.0, ge=0)
+    """seconds between two samples of each node's CPUs, memory, disk, network and GPUs; 0: none"""
 
     @field_validator("uri")
     @classmethod
@@ -62,8 +65,8 @@ class RunFacts:
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     datasets: Sequence[TrackedDataset] = ()
-    parent_run_id: str | None = None
-    """of the pre-training run, for a fine-tuning run"""
+    parent: Path | None = None
+    """run folder of the pre-training, for a fine-tuning run"""
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,15 +12,20 @@ from promptmeup.tracking import curves
 from promptmeup.tracking.console import Console, table
 from promptmeup.tracking.journal import Journal
 from promptmeup.tracking.mlflow import MlflowSink, Status
-from promptmeup.tracking.provenance import write_run_folder
+from promptmeup.tracking.mlflow_run import absolute_store
+from promptmeup.tracking.provenance import redact, write_run_folder
 from promptmeup.tracking.settings import RunFacts, TrackedDataset, TrackingConfig, flatten
+
+_LARGEST_ARTIFACT = 64 << 20
+"""bytes; a gallery of 48 photos has some 5 MB"""
 
 
 class Tracker:
     """Reports of one run, made on rank 0 alone; the other ranks take `Tracker.off()`.
 
     Used as a context: an exception inside ends the run as FAILED (KILLED for Ctrl-C), leaving it as
-    FINISHED, so that MLflow never shows a run as RUNNING that is not. Names with a meaning for people:
+    FINISHED, so that MLflow never shows a run as RUNNING that is not. `told_to_stop` makes it KILLED at once, also
+    while training's thread hangs in a collective. Names with a meaning for people:
     "loss", "loss/<term>", "lr", "pairs_per_second", "data_wait" (0 to 1); others are shown as they are.
 
     Args:
@@ -51,7 +57,7 @@ class Tracker:
         environment: dict[str, Any],
         step: int = 0,
         datasets: Sequence[TrackedDataset] = (),
-        parent_run_id: str | None = None,
+        parent: Path | None = None,
     ) -> None:
         """Begin, or go on after `step` steps when the folder has a journal already.
 
@@ -60,30 +66,38 @@ class Tracker:
             environment: of `provenance.environment`.
             step: optimizer steps that the resumed checkpoint holds.
             datasets: packed splits that the run reads.
-            parent_run_id: MLflow run of the pre-training, for a fine-tuning run.
+            parent: run folder of the pre-training, for a fine-tuning run.
 
         Raises:
             OSError: the run folder cannot be written; after this, nothing here raises.
         """
         if self._folder is None:
             return
-        files = write_run_folder(self._folder, config=config, environment=environment)
+        write_run_folder(self._folder, config=config, environment=environment)
         path = self._folder / "journal.jsonl"
         resumed = step > 0 or (path.exists() and path.stat().st_size > 0)
         self._journal = Journal(path)
         self._step = step
-        self._journal.write("resume" if resumed else "start", step=step, environment=environment)
+        store = absolute_store(self._config.uri)
+        self._journal.write(
+            "resume" if resumed else "start",
+            step=step,
+            environment=environment,
+            # what `sync` cannot find elsewhere
+            datasets=[asdict(replace(data, source=redact(data.source))) for data in datasets],
+            parent=str(parent.resolve()) if parent else None,
+            store=redact(store) if store else None,
+        )
         self._console.start(step)
         if self._config.uri is not None:
-            facts = RunFacts(
-                params=flatten(config.model_dump(mode="json")),
-                tags=_tags(environment, self._folder),
+            facts = run_facts(
+                config.model_dump(mode="json"),
+                environment=environment,
+                folder=self._folder,
                 datasets=datasets,
-                parent_run_id=parent_run_id,
+                parent=parent,
             )
             self._sink = MlflowSink(self._folder, config=self._config, facts=facts, say=self._console.line)
-            for file in files:
-                self._sink.add_artifact(file)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report training metrics after `step` steps; call it every `log_every` steps."""
@@ -121,9 +135,18 @@ class Tracker:
         self._console.line(f"{name} after {step} steps  {shown}".rstrip())
 
     def add_artifact(self, path: Path) -> None:
-        """Copy a file of the run to MLflow."""
+        """Copy a file to MLflow, now and with every `sync`, unless it is absent or has more than 64 MB."""
+        if self._journal is None or self._folder is None or not path.is_file():
+            return
+        size = path.stat().st_size
+        if size > _LARGEST_ARTIFACT:
+            self._console.line(f"{path} stays out of MLflow: it has {size >> 20} MB, more than 64")
+            return
+        path, folder = path.resolve(), self._folder.resolve()
+        name = path.relative_to(folder) if path.is_relative_to(folder) else path
+        self._journal.write("artifact", step=self._step, path=str(name))
         if self._sink is not None:
-            self._sink.add_artifact(path)
+            self._sink.flush()
 
     def finish(self, status: Status = "FINISHED") -> None:
         """End the run: curves.png, the last values to MLflow, its status. A second call does nothing."""
@@ -137,8 +160,6 @@ class Tracker:
             curves.draw(self._folder / "journal.jsonl", picture)
         except Exception as error:  # a picture is never worth a run
             self._console.line(f"warning: cannot draw {picture}: {error}")
-        else:
-            self.add_artifact(picture)
         if self._sink is not None:
             self._close_sink(self._sink, status)
         self._console.close()
@@ -147,8 +168,17 @@ class Tracker:
         if not sink.close(status=status, timeout=self._config.close_seconds):
             self._console.line(
                 f"warning: MLflow did not get everything within {self._config.close_seconds:g} s; "
-                f"{self._folder}/journal.jsonl has every value"
+                f"{self._folder}/journal.jsonl has every value; send the rest with: "
+                f"python -m promptmeup.tracking.sync {self._folder}"
             )
+
+    def told_to_stop(self, signal: str) -> None:
+        """Note a signal as it comes: training's own thread may hang in a collective until it is killed."""
+        journal = self._journal
+        if journal is not None:
+            journal.write("signal", step=self._step, signal=signal)
+        if self._sink is not None:
+            self._sink.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -160,6 +190,18 @@ class Tracker:
             self.finish("FINISHED")
         else:
             self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+
+
+def run_facts(
+    config: Mapping[str, Any],
+    *,
+    environment: Mapping[str, Any],
+    folder: Path,
+    datasets: Sequence[TrackedDataset],
+    parent: Path | None,
+) -> RunFacts:
+    """Return what MLflow shows beside the curves, of a resolved configuration and an environment."""
+    return RunFacts(params=flatten(config), tags=_tags(environment, folder), datasets=datasets, parent=parent)
 
 
 def _tags(environment: Mapping[str, Any], folder: Path) -> dict[str, str]:

@@ -6,8 +6,6 @@ does not get to, and a step that takes longer than the ranks may wait for each o
 """
 
 import os
-import signal
-import socket
 import sys
 import threading
 import time
@@ -20,6 +18,7 @@ from typing import Literal, Self
 
 from promptmeup.distributed.world import World
 from promptmeup.errors import ConfigError, UserError
+from promptmeup.tracking.signal_watch import SignalWatch
 from promptmeup.training import crash
 from promptmeup.training.crash import Kind, Report
 
@@ -44,6 +43,8 @@ class Lifeline:
     def __init__(self, run: Path, *, world: World, timeout: float) -> None:
         self.abandon: Callable[[Literal["FAILED", "KILLED"]], None] = lambda _: None
         """what is still to be done when the rank is ended from the thread, such as closing the tracker"""
+        self.told: Callable[[str], None] = lambda _: None
+        """is told a stop signal's name as it comes, whatever the main thread does"""
         self._run, self._world, self._timeout = run, world, timeout
         self._step, self._phase = 0, _STARTING
         self._keys: Sequence[str] = ()
@@ -62,14 +63,7 @@ class Lifeline:
         self._noted = time.monotonic()
 
     def __enter__(self) -> Self:
-        # signals reach the thread through a socket, since Python runs handlers in the main thread, which may be stuck
-        self._ours, theirs = socket.socketpair()
-        self._ours.setblocking(False)
-        theirs.setblocking(False)
-        self._theirs = theirs
-        self._wakeup = -1
-        if threading.current_thread() is threading.main_thread():
-            self._wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        self._signals = SignalWatch(self._told)
         self._noted = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="lifeline", daemon=True)
         self._thread.start()
@@ -80,10 +74,7 @@ class Lifeline:
     ) -> None:
         self._over.set()
         self._thread.join()
-        if threading.current_thread() is threading.main_thread():
-            signal.set_wakeup_fd(self._wakeup)
-        self._ours.close()
-        self._theirs.close()
+        self._signals.close()
         if isinstance(error, Exception):
             self._report_error(error)
 
@@ -119,7 +110,6 @@ class Lifeline:
         crashed_at: float | None = None
         while not self._over.wait(_LOOK_SECONDS):
             now = time.monotonic()
-            self._look_for_signals(now)
             if (
                 crashed_at is None
                 and self._world.size > 1
@@ -137,13 +127,11 @@ class Lifeline:
                 text = f"no progress for {since:.0f} s (engine.timeout)"
                 self._end("waits" if crash.is_waiting(self._stack()) else "hangs", text, "FAILED", 1)
 
-    def _look_for_signals(self, now: float) -> None:
-        try:
-            numbers = self._ours.recv(4096)
-        except OSError:  # nothing there
-            return
-        if self._signalled is None and {signal.SIGTERM, signal.SIGINT, signal.SIGUSR2} & set(numbers):
-            self._signalled = now
+    def _told(self, name: str) -> None:
+        """Note a stop signal, in the thread that watches for them."""
+        if self._signalled is None:
+            self._signalled = time.monotonic()
+        self.told(name)
 
     def _stack(self) -> str:
         frame = sys._current_frames().get(self._main)

@@ -36,6 +36,7 @@ from promptmeup.distributed.reading import read_whole
 from promptmeup.distributed.resharding import give_optimizer, give_weights
 from promptmeup.distributed.world import (
     World,
+    barrier,
     gpu_names,
     highest,
     join,
@@ -55,6 +56,7 @@ from promptmeup.records import Banks, Batch, RunState
 from promptmeup.shard_format import finished_labels, labels_folder, read_manifest, write_json
 from promptmeup.tracking.provenance import environment
 from promptmeup.tracking.settings import TrackedDataset, TrackingConfig
+from promptmeup.tracking.system import NodeWatch
 from promptmeup.tracking.tracker import Tracker
 from promptmeup.training import checkpoint
 from promptmeup.training.crash import put_aside
@@ -163,9 +165,10 @@ def pretrain(config: PretrainConfig) -> None:
     share_cores(world)
     try:
         code = train(config, world, stop)
+        barrier(world)  # rank 0 closes the tracker; srun kills what still runs when one rank exits with a code
     finally:
         leave()
-    sys.exit(code)
+    sys.exit(code if world.is_main else 0)
 
 
 def train(config: PretrainConfig, world: World, stop: StopFlag | None = None) -> int:
@@ -327,8 +330,9 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
     tracker = Tracker.off()
     if world.is_main:
         tracker = Tracker(config.out, config=config.tracking, total_steps=total_steps)
-    life.abandon = tracker.finish
-    with tracker, life.reporting():
+    life.abandon, life.told = tracker.finish, tracker.told_to_stop
+    node_seconds = config.tracking.system_seconds if world.local_rank == 0 else 0
+    with tracker, NodeWatch(config.out, seconds=node_seconds), life.reporting():
         tracker.start(
             config=config,
             environment=environment(command=sys.argv, gpus=gpu_names(), world_size=world.size),
@@ -339,6 +343,8 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
             tracker.event("warning", state.step, text=f"the last start ended badly: {crashed}")
         if moved_from:
             tracker.event("moved", state.step, checkpoint=moved_from, run=own_layout)
+        for gallery in _galleries(sources.splits):
+            tracker.add_artifact(gallery)
         if sources.labels is not None:
             tracker.labels(state.step, sources.labels[0].manifest.statistics)
         engine.train()
@@ -437,6 +443,12 @@ def _describe(
 def _gradient_norm(engine: Any) -> dict[str, Tensor]:
     norm = engine.get_global_grad_norm()
     return {} if norm is None else {"gradient_norm": torch.as_tensor(norm)}
+
+
+def _galleries(splits: Sequence[PackedSplit]) -> list[Path]:
+    """Return the pages of shards/gallery.py that lie in or beside the splits."""
+    folders = [folder for split in splits for folder in (split.folder, split.folder.parent)]
+    return [path for folder in dict.fromkeys(folders) if (path := folder / "gallery.html").is_file()]
 
 
 def _datasets(training: Sequence[PackedSplit], val: PackedSplit | None) -> list[TrackedDataset]:

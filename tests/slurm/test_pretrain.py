@@ -87,6 +87,7 @@ def test_time_limit_and_a_restarted_controller(cluster: Cluster, news_world: Pat
     assert cluster.wait(job) == "COMPLETED", log.read_text()
     assert cluster.fact(job, "Restarts") == "1"
     assert re.search(r"stopped after \d+ steps  by=SIGUSR2", log.read_text())
+    assert "start 1 of job" in log.read_text() and "ended with 85" in log.read_text(), "all ranks left by themselves"
     events = [line["event"] for line in journal.read(run / "journal.jsonl")]
     assert events.count("start") == 1 and events.count("resume") == 1
     assert not (tmp_path / "progress").exists(), "a finished job leaves nothing behind"

@@ -18,15 +18,9 @@ from promptmeup.tracking import mlflow_run
 from promptmeup.tracking.journal import Journal
 from promptmeup.tracking.mlflow import MlflowSink
 from promptmeup.tracking.settings import RunFacts, TrackedDataset, TrackingConfig, flatten
+from tests.unit.tracking.conftest import history, wait_for
 
 MakeSink = Callable[..., MlflowSink]
-
-
-def history(client: MlflowClient, folder: Path, name: str) -> list[tuple[int, float]]:
-    """Return (step, value) of everything MLflow has of one metric, in order."""
-    run = mlflow_run.run_id(folder)
-    assert run is not None
-    return sorted((m.step, m.value) for m in client.get_metric_history(run, name))
 
 
 def test_run_holds_facts_metrics_files_dataset_and_status(
@@ -34,19 +28,22 @@ def test_run_holds_facts_metrics_files_dataset_and_status(
 ) -> None:
     book = Journal(tmp_path / "journal.jsonl")
     book.write("start", step=0)
+    (tmp_path / "parent").mkdir()
+    (tmp_path / "parent/mlflow_run_id").write_text("0" * 32 + "\n")
     facts = RunFacts(
         params=flatten({"optim": {"lr": 0.1, "betas": [0.9, 0.98]}, "uri": "http://a:b@c", "l<1>": None}),
         tags={"host": "node1"},
         datasets=[TrackedDataset("train", "0123456789abcdef", "packed/train")],
-        parent_run_id="0" * 32,
+        parent=tmp_path / "parent",
     )
     made = sink(facts=facts)
     book.write("step", step=1, **{"loss": 2.0, "loss/image_text": math.inf})
     book.write("evaluation", step=1, r1=0.5)
     book.write("evaluation", step=1, r5=0.75)
     (tmp_path / "config.yaml").write_text("a: 1\n")
-    made.add_artifact(tmp_path / "config.yaml")
-    made.add_artifact(tmp_path / "never_written.png")
+    (tmp_path / "result.json").write_text("{}\n")
+    book.write("artifact", step=1, path="result.json")
+    book.write("artifact", step=1, path="never_written.png")
     assert made.close(status="KILLED", timeout=60)
 
     run = client.get_run(mlflow_run.run_id(tmp_path) or "")
@@ -62,7 +59,7 @@ def test_run_holds_facts_metrics_files_dataset_and_status(
     assert tags.items() <= run.data.tags.items()
     assert math.isnan(run.data.metrics.pop("loss/image_text"))
     assert run.data.metrics == {"loss": 2.0, "evaluation/r1": 0.5, "evaluation/r5": 0.75}
-    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["config.yaml"]
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["config.yaml", "result.json"]
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == ["0123456789abcdef"]
 
 
@@ -132,7 +129,7 @@ def test_outage_costs_no_step_and_warns_once(
     for step in range(1, 3001):
         book.write("step", step=step, loss=float(step))
     assert time.perf_counter() - began < 3.0  # about 20 us each; a queue or a lock would show
-    wait_until(lambda: len(said) == 1)
+    wait_for(lambda: len(said) == 1)
     time.sleep(0.5)
     assert len(said) == 1
     assert "failed 3 times" in said[0]
@@ -166,13 +163,6 @@ def test_server_that_never_answers_keeps_closing_in_time(sink: MakeSink, tmp_pat
         began = time.perf_counter()
         assert not made.close(status="KILLED", timeout=1.0)
         assert time.perf_counter() - began < 3.0
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 PROCESS = """
