@@ -75,8 +75,22 @@ def steps_of(run: Path) -> int:
     return max(journal.metrics(path), default=0) if path.exists() else 0
 
 
+@pytest.fixture
+def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster with all of its nodes idle, before and, whatever a test has left, after it."""
+    yield running_cluster
+    running_cluster.tool("scancel", "--user=root")
+    for node in ("node1", "node2", "node3"):
+        running_cluster.tool("start", node)
+    until(
+        lambda: "3 idle" in running_cluster.tool("sinfo", "-h", "-o", "%D %t"),
+        seconds=120,
+        log=Path("/dev/null"),
+    )
+
+
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def running_cluster() -> Iterator[Cluster]:
     missing = [name for name in COMMANDS if shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin") is None]
     if missing or os.geteuid() != 0:
         pytest.skip(
