@@ -6,6 +6,7 @@ defaults to 1.0, so it is always set; a bf16 engine does not cast its inputs (se
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -23,8 +24,14 @@ from promptmeup.errors import CheckpointError, ConfigError
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+# Its autotuner, which nobody here uses, imports mlflow if it can: a quarter of the time until a rank is there.
+if "mlflow" not in sys.modules:
+    sys.modules["mlflow"] = None  # type: ignore[assignment]
 import deepspeed
 from deepspeed.utils import safe_get_full_fp32_param
+
+if sys.modules.get("mlflow", True) is None:  # the entry from above
+    del sys.modules["mlflow"]
 
 OPTIMIZER_NAMES = "optimizer_names"
 """in a checkpoint without ZeRO: whose is what the optimizer has, in its own order, which has no names"""

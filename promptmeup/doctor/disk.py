@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from promptmeup.data.remote import is_remote
+from promptmeup.distributed.memory import checkpoint_bytes
 from promptmeup.distributed.world import World
 from promptmeup.doctor.finding import GB, Finding, failed, ok, spoken
 from promptmeup.errors import CheckpointError
@@ -83,10 +84,10 @@ def sees_probe(notice: dict[str, str]) -> Finding:
 def room(config: PretrainConfig, *, parameters: int) -> Finding:
     """Compare the disk of the run folder with the checkpoints and models that the run will keep there.
 
-    A checkpoint has the weights, their float32 copies in low precision, and AdamW's two moments: 12 to 14 bytes a
-    parameter; one more than `keep_checkpoints` is there while it is written. best/ and model/ are float32.
+    One more than `keep_checkpoints` is there while it is written. best/ and model/ are float32.
     """
-    a_checkpoint = parameters * (14 if _is_low_precision(config) else 12)
+    dtype = torch.bfloat16 if _is_low_precision(config) else torch.float32
+    a_checkpoint = checkpoint_bytes(parameters, stage=config.engine.zero_stage, dtype=dtype)
     number = config.keep_checkpoints + 1
     needed = a_checkpoint * number + parameters * 4 * 2
     present = _size(config.out / "checkpoints") + _size(config.out / "best") + _size(config.out / "model")

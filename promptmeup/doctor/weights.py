@@ -1,24 +1,9 @@
 """The weights that a run starts from: are they on this node, and how large is the model?"""
 
-from pathlib import Path
-
-import torch
-from transformers import AutoConfig, BertConfig, ViTConfig
-
 from promptmeup.doctor.finding import Finding, failed, ok, warning
-from promptmeup.errors import ConfigError
-from promptmeup.models.alignment import AlignmentModel, ModelConfig
-from promptmeup.models.text import TextConfig, load_tokenizer
-from promptmeup.models.vision import VisionConfig, VisionEncoder, vision_from_description
-from promptmeup.models.vision_weights import LITE0
-from promptmeup.models.weights import (
-    EFFICIENTNET_LITE0,
-    RANDOM,
-    find,
-    hub_is_offline,
-    is_on_hub,
-    quiet_transformers,
-)
+from promptmeup.models.alignment import ModelConfig
+from promptmeup.models.sketch import sketch
+from promptmeup.models.weights import RANDOM, find, hub_is_offline, is_on_hub
 from promptmeup.training.pretrain import PretrainConfig
 
 _FILES = ("*.safetensors", "*.bin", "*.pth", "*.pt")
@@ -89,69 +74,6 @@ def count_parameters(config: ModelConfig) -> int:
     Raises:
         UserError: a source is not there, or the parts do not fit each other.
     """
-    bert = _bert_sizes(config.text)
-    with torch.device("meta"):
-        from transformers import BertModel
-
-        model = AlignmentModel(
-            config,
-            bert=BertModel(bert, add_pooling_layer=False),
-            vision=_vision(config.vision),
-            entity_width=config.width,
-            relation_width=config.width,
-            num_entities=config.width,
-            num_relations=config.width,
-        )
+    banks = ("entity_width", "relation_width", "num_entities", "num_relations") if config.fusion else ()
+    model = sketch(config, **dict.fromkeys(banks, config.width))
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _bert_sizes(config: TextConfig) -> BertConfig:
-    if config.weights != RANDOM:
-        with quiet_transformers():
-            return AutoConfig.from_pretrained(find(config.weights, key="model.text.weights", local_only=True))
-    with torch.device("cpu"):
-        vocabulary = len(load_tokenizer(config))
-    return BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=config.hidden,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        intermediate_size=config.intermediate,
-    )
-
-
-def _vision(config: VisionConfig) -> VisionEncoder:
-    return vision_from_description(
-        config, {"model": _vision_sizes(config), "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    )
-
-
-def _vision_sizes(config: VisionConfig) -> object:
-    """Return what `vision_from_description` builds from: a ViT's sizes, or timm's name."""
-    if config.kind == "transformers":
-        if config.weights != RANDOM:
-            folder = find(config.weights, key="model.vision.weights", local_only=True)
-            return ViTConfig.from_pretrained(folder).to_dict()
-        return ViTConfig(
-            image_size=config.image_size,
-            patch_size=config.patch,
-            hidden_size=config.hidden,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=4 * config.hidden,
-        ).to_dict()
-    if config.weights == f"package:{EFFICIENTNET_LITE0}":
-        return LITE0
-    if config.architecture is not None:
-        return config.architecture
-    folder = find(config.weights, key="model.vision.weights", local_only=True)
-    return _architecture(folder)
-
-
-def _architecture(folder: Path) -> str:
-    import json
-
-    try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model.vision.architecture: {folder} names none; give timm's name") from error

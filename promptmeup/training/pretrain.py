@@ -165,7 +165,9 @@ def pretrain(config: PretrainConfig) -> None:
     share_cores(world)
     try:
         code = train(config, world, stop)
-        barrier(world)  # rank 0 closes the tracker; srun kills what still runs when one rank exits with a code
+        barrier(
+            world
+        )  # rank 0 closes the tracker; srun kills what still runs when one rank exits with a code
     finally:
         leave()
     sys.exit(code if world.is_main else 0)
