@@ -2,7 +2,8 @@
 
 from promptmeup.config import command
 from promptmeup.training.dry_run import plan_pretraining
-from promptmeup.training.pretrain import PretrainConfig, pretrain
+from promptmeup.training.pretrain import pretrain
+from promptmeup.training.settings import PretrainConfig
 
 
 def main(config: PretrainConfig) -> None:

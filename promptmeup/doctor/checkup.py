@@ -20,7 +20,7 @@ from promptmeup.doctor.finding import Finding, Report, failed, look, ok, togethe
 from promptmeup.errors import TrainingError, WeightsError
 from promptmeup.tracking.reach import reach
 from promptmeup.tracking.settings import TrackingConfig
-from promptmeup.training.pretrain import PretrainConfig
+from promptmeup.training.settings import PretrainConfig
 
 Join = Callable[[Mapping[int, Finding], Mapping[int, str]], Finding]
 SLOW_NCCL = 2.0

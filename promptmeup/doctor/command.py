@@ -60,7 +60,7 @@ def run(flags: argparse.Namespace) -> None:
         # these imports take seconds, and some libraries print while they are imported
         from promptmeup.config import load
         from promptmeup.doctor.checkup import Settings, check_up
-        from promptmeup.training.pretrain import PretrainConfig
+        from promptmeup.training.settings import PretrainConfig
 
         has_config = flags.config is not None or flags.overrides
         config = load(PretrainConfig, flags.config, flags.overrides) if has_config else None

@@ -15,7 +15,8 @@ from promptmeup.doctor.disk import existing_folder, free_bytes
 from promptmeup.doctor.finding import GB, Finding, failed, ok, spoken, together, warning, where
 from promptmeup.errors import ShardError
 from promptmeup.shard_format import Manifest, file_sha256, parse_manifest
-from promptmeup.training.pretrain import PretrainConfig, open_sources
+from promptmeup.training.inputs import open_sources
+from promptmeup.training.settings import PretrainConfig
 
 SERVER_SECONDS = 10.0
 """that a server of shards may be silent before it counts as unreachable; training itself is more patient"""

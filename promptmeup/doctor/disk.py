@@ -15,7 +15,8 @@ from promptmeup.distributed.world import World
 from promptmeup.doctor.finding import GB, Finding, failed, ok, spoken
 from promptmeup.errors import CheckpointError
 from promptmeup.training.checkpoint import changes, peek
-from promptmeup.training.pretrain import PretrainConfig, open_sources
+from promptmeup.training.inputs import open_sources
+from promptmeup.training.settings import PretrainConfig
 
 SEEN_SECONDS = 5.0
 """that a file may take from one node to the other"""

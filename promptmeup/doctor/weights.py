@@ -4,7 +4,7 @@ from promptmeup.doctor.finding import Finding, failed, ok, warning
 from promptmeup.models.alignment import ModelConfig
 from promptmeup.models.sketch import sketch
 from promptmeup.models.weights import RANDOM, find, hub_is_offline, is_on_hub
-from promptmeup.training.pretrain import PretrainConfig
+from promptmeup.training.settings import PretrainConfig
 
 _FILES = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 

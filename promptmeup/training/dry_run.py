@@ -30,8 +30,9 @@ from promptmeup.models.weights import find_here
 from promptmeup.prompts.bank import load_banks
 from promptmeup.shard_format import finished_labels, labels_folder, read_label_manifest, read_manifest
 from promptmeup.tracking.console import duration, table
+from promptmeup.training.inputs import choose_labels
 from promptmeup.training.label import LabelRunConfig
-from promptmeup.training.pretrain import PretrainConfig, choose_labels
+from promptmeup.training.settings import PretrainConfig
 from promptmeup.training.throughput import step_flops
 
 GIB = 2**30

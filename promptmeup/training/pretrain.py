@@ -3,28 +3,20 @@
 import math
 import os
 import sys
-from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from promptmeup.config import Config
 from promptmeup.data.damage import report_to, watched
 from promptmeup.data.loader import train_batches
-from promptmeup.data.opening import fetch_labels, open_split
-from promptmeup.data.reader import LabelReader, PackedSplit
-from promptmeup.data.settings import DataConfig
-from promptmeup.data.sources import Sources, shares_of
+from promptmeup.data.opening import open_split
 from promptmeup.data.text import TextTokenizer
 from promptmeup.distributed.collectives import WorldExchange
 from promptmeup.distributed.engine import (
-    EngineConfig,
     build_engine,
     compute_dtype,
     full_weights,
@@ -46,116 +38,29 @@ from promptmeup.distributed.world import (
     share_cores,
     warn,
 )
-from promptmeup.errors import ConfigError, NotFiniteError
-from promptmeup.losses.total import LossConfig
-from promptmeup.models.alignment import AlignmentModel, ModelConfig, build_model
-from promptmeup.models.saving import load_matching, save_description, save_model
+from promptmeup.errors import NotFiniteError
+from promptmeup.models.alignment import AlignmentModel, build_model
+from promptmeup.models.saving import load_matching, save_model
 from promptmeup.models.text import load_tokenizer
-from promptmeup.prompts.bank import load_banks
 from promptmeup.records import Banks, Batch, RunState
-from promptmeup.shard_format import finished_labels, labels_folder, read_manifest, write_json
 from promptmeup.tracking.provenance import environment
-from promptmeup.tracking.settings import TrackedDataset, TrackingConfig
 from promptmeup.tracking.system import NodeWatch
 from promptmeup.tracking.tracker import Tracker
 from promptmeup.training import checkpoint
 from promptmeup.training.crash import put_aside
 from promptmeup.training.evaluation import evaluate_retrieval
+from promptmeup.training.inputs import datasets, galleries, open_sources, write_description
 from promptmeup.training.lifeline import Lifeline
 from promptmeup.training.loop import Every, fit
-from promptmeup.training.optim import OptimConfig, build_optimizer, rate_scale, set_rates
+from promptmeup.training.optim import build_optimizer, rate_scale, set_rates
 from promptmeup.training.seeds import step_seed
+from promptmeup.training.settings import PretrainConfig
 from promptmeup.training.signals import STOP_FILE, Order, Orders, StopFlag, exit_code, may_start
 from promptmeup.training.skipped import Skipped
 from promptmeup.training.stall import StallMeter
 from promptmeup.training.step import train_step
 from promptmeup.training.throughput import Throughput
 from promptmeup.training.watch import Watch
-
-
-class PretrainConfig(Config):
-    """One pre-training run; a teacher is a run with `model.fusion: false` and the image-text loss alone."""
-
-    out: Path
-    """run folder: configuration, journal, description/ (the model without its weights, and the data), checkpoints,
-    model/ (the last) and best/ (by retrieval)"""
-    data: DataConfig
-    model: ModelConfig
-    start_from: Path | None = None
-    """a saved model (RUN/model) whose fitting tensors replace the initial ones, such as the teacher"""
-    loss: LossConfig = LossConfig()
-    optim: OptimConfig = OptimConfig()
-    engine: EngineConfig = EngineConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    global_batch: int = Field(gt=1)
-    """pairs per step in the world; every rank takes an equal part"""
-    micro_batch: int | None = Field(default=None, gt=0)
-    """most pairs of a rank in the model at once, where its part of the batch does not fit: the same step (gradient
-    caching), for one more forward pass"""
-    steps: int | None = Field(default=None, gt=0)
-    epochs: float | None = Field(default=None, gt=0)
-    """length of the run: either steps or epochs"""
-    evaluate_every: int = Field(default=0, ge=0)
-    """steps between two evaluations on data.val; 0: only at the end"""
-    save_every: int = Field(default=500, ge=0)
-    """steps between two checkpoints; 0: only at the end or when stopped"""
-    keep_checkpoints: int = Field(default=2, gt=0)
-    """newest ones that stay; the best model stays in best/ besides"""
-    max_skipped: int = Field(default=5, ge=0)
-    """most steps in a row whose loss or gradient is not finite: they change nothing; one more ends the run"""
-    peak_tflops: float | None = Field(default=None, gt=0)
-    """what one GPU can do in the run's precision, for MFU; None: as its data sheet says, if its name is known"""
-    seed: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either steps or epochs")
-        if self.data.image.size != self.model.vision.image_size:
-            raise ValueError(
-                f"data.image.size = {self.data.image.size} and model.vision.image_size = "
-                f"{self.model.vision.image_size} must be equal"
-            )
-        fused = [n for n, w in self.loss.weights.model_dump().items() if w > 0 and n != "image_text"]
-        if fused and not self.model.fusion:
-            raise ValueError(
-                f"model.fusion is false, but these losses need the fusion half: {', '.join(fused)}; "
-                "set their loss.weights to 0, or model.fusion to true"
-            )
-        return self
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether a loss on soft labels is switched on."""
-        return self.loss.weights.object_entity > 0 or self.loss.weights.image_relation > 0
-
-
-def choose_labels(split: Path, name: str | None) -> Path:
-    """Return the folder of soft labels to train on: the one named, else the only finished one of this corpus.
-
-    Raises:
-        ConfigError: none, or several to choose from.
-    """
-    corpus = read_manifest(split).fingerprint
-    found = finished_labels(split, corpus=corpus)
-    names = [path.name for path in found]
-    if name is not None and name not in names:
-        raise ConfigError(
-            f"data.labels = {name}: {split} has no finished labels of that name; "
-            f"{'it has ' + ', '.join(names) if names else 'run launch/label.py'}"
-        )
-    if not found:
-        finished = len(finished_labels(split))
-        old = f" ({finished} of what it was before its boxes or entities were replaced)" if finished else ""
-        raise ConfigError(
-            f"{split} has no soft labels{old}: run launch/label.py first, or switch the losses off that need "
-            "them with loss.weights.object_entity=0 loss.weights.image_relation=0"
-        )
-    if name is None and len(found) > 1:
-        raise ConfigError(
-            f"{split} has {len(found)} sets of soft labels ({', '.join(names)}): choose one with data.labels=NAME"
-        )
-    return labels_folder(split, name) if name is not None else found[0]
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -165,9 +70,8 @@ def pretrain(config: PretrainConfig) -> None:
     share_cores(world)
     try:
         code = train(config, world, stop)
-        barrier(
-            world
-        )  # rank 0 closes the tracker; srun kills what still runs when one rank exits with a code
+        # rank 0 has closed the tracker then: srun kills what still runs when one rank exits with a code
+        barrier(world)
     finally:
         leave()
     sys.exit(code if world.is_main else 0)
@@ -221,7 +125,9 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
     del whole
     state.layout, started_at = own_layout, state.step
     if world.is_main:
-        _describe(config.out / "description", model=model, tokenizer=hf_tokenizer, sources=sources, val=val)
+        write_description(
+            config.out / "description", model=model, tokenizer=hf_tokenizer, sources=sources, val=val
+        )
     pairs_left = (config.epochs or 0) * stream.num_pairs - state.pairs_consumed
     total_steps = config.steps or state.step + max(0, math.ceil(pairs_left / config.global_batch))
     batches = train_batches(
@@ -339,13 +245,13 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
             config=config,
             environment=environment(command=sys.argv, gpus=gpu_names(), world_size=world.size),
             step=state.step,
-            datasets=_datasets(sources.splits, val),
+            datasets=datasets(sources.splits, val),
         )
         if crashed:
             tracker.event("warning", state.step, text=f"the last start ended badly: {crashed}")
         if moved_from:
             tracker.event("moved", state.step, checkpoint=moved_from, run=own_layout)
-        for gallery in _galleries(sources.splits):
+        for gallery in galleries(sources.splits):
             tracker.add_artifact(gallery)
         if sources.labels is not None:
             tracker.labels(state.step, sources.labels[0].manifest.statistics)
@@ -371,26 +277,6 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
             tracker.event("stopped", state.step, by=orders.reason())
             tracker.finish("KILLED")
     return exit_code(order, gained=state.step > started_at)
-
-
-def open_sources(config: PretrainConfig, world: World) -> tuple[Sources, Banks | None]:
-    """Open the corpora of a run, with their soft labels and the banks of these where a loss needs them."""
-    data = config.data
-    splits = [open_split(path, data.cache) for path in (data.train, *(part.path for part in data.blend))]
-    readers, banks = None, None
-    if config.needs_labels:
-        fetch_labels(splits[0], data.labels)
-        folders = [choose_labels(splits[0].folder, data.labels)]
-        bank = folders[0].name.rsplit("-", 1)[0]
-        for split in splits[1:]:
-            name = f"{bank}-{split.manifest.fingerprint[:8]}"
-            fetch_labels(split, name)
-            folders.append(choose_labels(split.folder, name))
-        found = load_banks(folders[0], corpus=splits[0].manifest.fingerprint)
-        banks = Banks(found.entities_KD.to(world.device), found.relations_KD.to(world.device))
-        readers = tuple(LabelReader(folder, split) for folder, split in zip(folders, splits, strict=True))
-    shares = shares_of([part.share for part in data.blend])
-    return Sources(tuple(splits), shares, config.seed, data.window, data.pairs, readers), banks
 
 
 def build(config: PretrainConfig, banks: Banks | None) -> AlignmentModel:
@@ -420,47 +306,6 @@ def _export(engine: Any, folder: Path, *, model: AlignmentModel, tokenizer: Any,
         save_model(folder, model, tokenizer=tokenizer, state=weights)
 
 
-def _describe(
-    folder: Path, *, model: AlignmentModel, tokenizer: Any, sources: Sources, val: PackedSplit | None
-) -> None:
-    """Write at the start what makes a model of any checkpoint, without the encoders' first weights and the data."""
-    save_description(folder, model, tokenizer=tokenizer)
-    splits = [*sources.splits, *([val] if val else [])]
-    facts = [
-        {
-            "name": dataset.name,
-            "fingerprint": dataset.digest,
-            "use": dataset.context,
-            "photos": split.manifest.samples,
-            "pairs": split.manifest.pairs,
-            "labels": reader.manifest.bank if reader else None,
-        }
-        for dataset, split, reader in zip_longest(
-            _datasets(sources.splits, val), splits, sources.labels or ()
-        )
-    ]
-    write_json(folder / "data.json", facts)
-
-
 def _gradient_norm(engine: Any) -> dict[str, Tensor]:
     norm = engine.get_global_grad_norm()
     return {} if norm is None else {"gradient_norm": torch.as_tensor(norm)}
-
-
-def _galleries(splits: Sequence[PackedSplit]) -> list[Path]:
-    """Return the pages of shards/gallery.py that lie in or beside the splits."""
-    folders = [folder for split in splits for folder in (split.folder, split.folder.parent)]
-    return [path for folder in dict.fromkeys(folders) if (path := folder / "gallery.html").is_file()]
-
-
-def _datasets(training: Sequence[PackedSplit], val: PackedSplit | None) -> list[TrackedDataset]:
-    splits = [(split, "training") for split in training] + ([(val, "validation")] if val else [])
-    return [
-        TrackedDataset(
-            name="/".join(packed.location.split("/")[-2:]),
-            digest=packed.manifest.fingerprint,
-            source=packed.location,
-            context=context,
-        )
-        for packed, context in splits
-    ]

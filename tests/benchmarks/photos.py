@@ -24,7 +24,7 @@ from promptmeup.extraction.predictions import Predictions, read_predictions
 from promptmeup.extraction.seed_run import FinetuneConfig
 from promptmeup.models.alignment import build_model
 from promptmeup.models.saving import describe, load_matching, load_model, load_saved_tokenizer, save_model
-from promptmeup.training.pretrain import PretrainConfig
+from promptmeup.training.settings import PretrainConfig
 from tests.benchmarks import harness
 
 QUICKSTART = Path("quickstart")

@@ -31,6 +31,7 @@ from promptmeup.tracking.sync import sync
 from promptmeup.tracking.system import _Sensors
 from promptmeup.tracking.tracker import Tracker
 from promptmeup.training import pretrain
+from promptmeup.training.settings import PretrainConfig
 from tests.benchmarks import harness
 from tests.support.mlflow_server import MlflowServer, mlflow_server
 from tests.support.packed import write_packed_split
@@ -154,7 +155,7 @@ def servers(folder: Path, cores: set[int]) -> Iterator[Servers]:
 def run(case: str, folder: Path, packed: Path, *, world: World, around: Servers, times: Times) -> None:
     """Train once, note the times, send the rest and count the steps."""
     overrides = [*SETTINGS, f"out={folder}", f"data.train={packed}", f"tracking.uri={around.uri(case)}"]
-    config = load(pretrain.PretrainConfig, ROOT / "configs/pretrain/tiny.yaml", overrides)
+    config = load(PretrainConfig, ROOT / "configs/pretrain/tiny.yaml", overrides)
     clock = Clock(around.due(case))
     close = Tracker.finish
     seconds: list[float] = []
@@ -168,7 +169,7 @@ def run(case: str, folder: Path, packed: Path, *, world: World, around: Servers,
     Tracker.finish = finish  # type: ignore[method-assign]
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            assert pretrain.train(config, world)
+            assert pretrain.train(config, world) == 0
     finally:
         pretrain.fit, Tracker.finish = FIT, close  # type: ignore[method-assign]
     wall, cpu, own = clock.took

@@ -12,7 +12,7 @@ from promptmeup.corpora.synthetic_extraction import ExtractionSizes
 from promptmeup.packing.pack import pack
 from promptmeup.packing.settings import PackConfig
 from promptmeup.training.label import LabelRunConfig, label
-from promptmeup.training.pretrain import PretrainConfig
+from promptmeup.training.settings import PretrainConfig
 from tests.support.ranks import run_ranks
 from tests.support.real_data import ROOT
 

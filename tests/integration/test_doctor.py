@@ -12,7 +12,7 @@ import pytest
 
 from promptmeup.distributed.world import World, barrier, leave
 from promptmeup.doctor.checkup import Settings, check_up
-from promptmeup.training.pretrain import PretrainConfig
+from promptmeup.training.settings import PretrainConfig
 from tests.integration.conftest import TINY, tiny_config
 from tests.integration.test_launchers import free_port
 from tests.support.ranks import run_ranks

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from promptmeup.training.pretrain import PretrainConfig
+from promptmeup.training.settings import PretrainConfig
 from tests.integration.conftest import tiny_config, train_on_rank
 from tests.integration.test_training import LOSSES, curve
 from tests.support.ranks import run_ranks
@@ -24,7 +24,8 @@ def _updates(
     from promptmeup.distributed.engine import build_engine, compute_dtype, full_weights
     from promptmeup.models.text import load_tokenizer
     from promptmeup.training import cached
-    from promptmeup.training.pretrain import build, open_sources
+    from promptmeup.training.inputs import open_sources
+    from promptmeup.training.pretrain import build
     from promptmeup.training.step import train_step
 
     if plain_backward:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from promptmeup.training.pretrain import choose_labels
+from promptmeup.training.inputs import choose_labels
 from tests.support.real_data import ROOT
 
 

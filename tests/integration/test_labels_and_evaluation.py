@@ -16,8 +16,8 @@ from promptmeup.packing.settings import PackConfig
 from promptmeup.prompts.bank import load_banks
 from promptmeup.prompts.crops import cut_crops, decode, resize_square
 from promptmeup.training.evaluate import EvaluateConfig, evaluate
+from promptmeup.training.inputs import choose_labels
 from promptmeup.training.label import LabelRunConfig, label
-from promptmeup.training.pretrain import choose_labels
 from promptmeup.training.teacher import SavedTeacher, open_teacher
 from tests.support.clip import save_clip
 from tests.support.real_data import ROOT

@@ -13,7 +13,7 @@ from promptmeup.models.saving import load_model
 from promptmeup.tracking import journal
 from promptmeup.training.checkpoint import complete
 from promptmeup.training.label import LabelRunConfig, label
-from promptmeup.training.pretrain import PretrainConfig
+from promptmeup.training.settings import PretrainConfig
 from tests.integration.conftest import tiny_config, train_on_rank
 from tests.support.ranks import RankError, run_ranks
 from tests.support.real_data import ROOT

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from promptmeup.config import command
 from promptmeup.errors import NotFiniteError
 from promptmeup.training import pretrain
+from promptmeup.training.settings import PretrainConfig
 
 KIND, _, REST = os.environ.get("FAULT", "none:0:0").partition(":")
 RANK, STEP, *LENGTH = (int(part) for part in REST.split(":"))
@@ -52,4 +53,4 @@ def _patched(original: Any) -> Any:
 if __name__ == "__main__":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     pretrain.train_step = _patched(pretrain.train_step)
-    command(pretrain.PretrainConfig, pretrain.pretrain)
+    command(PretrainConfig, pretrain.pretrain)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from promptmeup.config import load
-from promptmeup.training.pretrain import PretrainConfig
+from promptmeup.training.settings import PretrainConfig
 from tests.support.packed import write_packed_split
 from tests.support.real_data import ROOT
 from tests.support.tiny_alignment import TINY

@@ -8,7 +8,7 @@ from promptmeup.doctor import weights
 from promptmeup.doctor.finding import Finding, look
 from promptmeup.models.alignment import ModelConfig, build_model
 from promptmeup.models.weights import find, is_on_hub
-from promptmeup.training.pretrain import PretrainConfig
+from promptmeup.training.settings import PretrainConfig
 from tests.support.tiny_alignment import TINY
 from tests.unit.doctor.conftest import Configure
 
