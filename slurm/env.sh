@@ -16,8 +16,9 @@ export PROMPTMEUP_PROGRESS_FILE="${PROMPTMEUP_PROGRESS_FILE:-$PWD/.progress-$SLU
 progress() { cat "$PROMPTMEUP_PROGRESS_FILE" 2>/dev/null || echo none; }
 started_at=$(progress)
 
-# one srun task a rank: the deepspeed launcher would not pass USR2 on
-ranks() { srun --kill-on-bad-exit=1 --wait=60 "${IN_CONTAINER[@]}" python -u "$@"; }
+# One srun task a rank: the deepspeed launcher would not pass USR2 on. When one fails, the others say why and end by
+# themselves; a minute later srun ends what is left.
+ranks() { srun --kill-on-bad-exit=0 --wait=60 "${IN_CONTAINER[@]}" python -u "$@"; }
 
 # finish CODE: end the job as its ranks ended; back to the queue where that is worth it.
 # 85: saved ahead of the time limit. 86: the same, but no step was gained since the start.

@@ -308,7 +308,7 @@ def _start_lines(ranks: int) -> list[str]:
     lines = ["start it with"]
     if config:
         lines += [f"  sbatch {sbatch} slurm/pretrain.sh {shlex.join([config, *others])}", "which runs"]
-    lines += [f"  srun --kill-on-bad-exit=1 --wait=60 python -u launch/pretrain.py {words}"]
+    lines += [f"  srun --kill-on-bad-exit=0 --wait=60 python -u launch/pretrain.py {words}"]
     if nodes == 1:
         lines += ["or, without Slurm,", f"  deepspeed --num_gpus {tasks} launch/pretrain.py {words}"]
     else:
