@@ -19,7 +19,7 @@ from tests.benchmarks import harness
 from tests.benchmarks.peers import entity_markers, finetuned
 from tests.support.real_data import real_data
 
-EPOCHS, SEEDS = 1, (1,)
+EPOCHS, SEEDS = 2, (1, 2)
 """an epoch of both sides takes a quarter of an hour of one core"""
 NONE = "None"
 OURS, PEER = "promptmeup", "transformers, entity markers"
