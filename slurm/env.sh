@@ -2,8 +2,10 @@
 # Sourced by every job script: where the ranks meet, what each of them needs, and how a job is queued again.
 # What differs between clusters stands in site.sh.
 cd "$SLURM_SUBMIT_DIR" || exit 1
+set +u  # scripts of modules and conda take unset variables for empty ones
 # shellcheck source=slurm/site.sh
 source slurm/site.sh
+set -u
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"           # compute nodes rarely reach a model hub
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"  # srun stopped inheriting it in Slurm 22.05
 
@@ -18,7 +20,7 @@ started_at=$(progress)
 
 # One srun task a rank: the deepspeed launcher would not pass USR2 on. When one fails, the others say why and end by
 # themselves; a minute later srun ends what is left.
-ranks() { srun --kill-on-bad-exit=0 --wait=60 "${IN_CONTAINER[@]}" python -u "$@"; }
+ranks() { srun --kill-on-bad-exit=0 --wait="${WAIT:-60}" ${IN_CONTAINER[@]+"${IN_CONTAINER[@]}"} python -u "$@"; }
 
 # finish CODE: end the job as its ranks ended; back to the queue where that is worth it.
 # 85: saved ahead of the time limit. 86: the same, but no step was gained since the start.

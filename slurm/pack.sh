@@ -16,5 +16,5 @@ shift
 source "$SLURM_SUBMIT_DIR/slurm/env.sh"
 
 task=$((${SLURM_ARRAY_TASK_ID:-0} - ${SLURM_ARRAY_TASK_MIN:-0}))
-exec "${IN_CONTAINER[@]}" python -u shards/pack.py --config "$config" "$@" \
+exec ${IN_CONTAINER[@]+"${IN_CONTAINER[@]}"} python -u shards/pack.py --config "$config" "$@" \
   "task=$task" "num_tasks=${SLURM_ARRAY_TASK_COUNT:-1}" "processes=${SLURM_CPUS_PER_TASK:-1}"

@@ -19,6 +19,6 @@ shift
 source "$SLURM_SUBMIT_DIR/slurm/env.sh"
 
 # is all there that the run needs, on every node? DOCTOR=off sbatch ... leaves it out
-[ "${DOCTOR:-on}" = off ] || ranks launch/doctor.py --config "$config" "$@" || exit
+[ "${DOCTOR:-on}" = off ] || WAIT=600 ranks launch/doctor.py --config "$config" "$@" || exit
 ranks launch/pretrain.py --config "$config" "$@"
 finish $?

@@ -1,18 +1,22 @@
 """Hugging Face accelerate for fine-tuning: one process, several, or its DeepSpeed plugin, as its launcher says."""
 
 import os
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from promptmeup.distributed.world import World, announce, place, share_cores
+from promptmeup.errors import CheckpointError
 
 
 def join_accelerator(
-    *, precision: Literal["auto", "fp32", "bf16"], batch: int, clipping: float
+    *, precision: Literal["auto", "fp32", "bf16"], batch: int, clipping: float, timeout: float = 1800
 ) -> tuple[Accelerator, World]:
     """Return the accelerator that the launcher's environment describes, and this process's place.
 
@@ -22,6 +26,7 @@ def join_accelerator(
         precision: of forward and backward passes; auto: bf16 on a GPU, fp32 on a CPU.
         batch: rows of a rank and step, at most; DeepSpeed wants to know.
         clipping: largest norm of the gradient, 0 for none; likewise.
+        timeout: seconds that processes wait for each other.
 
     Raises:
         ConfigError: the launcher's variables contradict each other.
@@ -32,13 +37,14 @@ def join_accelerator(
     has_gpu = torch.cuda.is_available()
     mixed = "bf16" if precision == "bf16" or (precision == "auto" and has_gpu) else "no"
     with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    handlers = []
+    patience = timedelta(seconds=timeout)
+    handlers = [InitProcessGroupKwargs(timeout=patience)]
     if with_deepspeed and not has_gpu:
         from promptmeup.distributed.engine import reduce_by_gloo
 
         reduce_by_gloo()
         # left to itself, accelerate's plugin finds no backend on a CPU and takes every rank for the only one
-        handlers = [InitProcessGroupKwargs(backend="gloo")]
+        handlers = [InitProcessGroupKwargs(backend="gloo", timeout=patience)]
     accelerator = Accelerator(
         mixed_precision=mixed, cpu=not has_gpu and not with_deepspeed, kwargs_handlers=handlers
     )
@@ -58,6 +64,29 @@ def stage_of(accelerator: Accelerator) -> int:
     """Return the ZeRO stage of accelerate's DeepSpeed plugin, 0 without it."""
     plugin = accelerator.state.deepspeed_plugin
     return 0 if plugin is None else int(plugin.zero_stage)
+
+
+def write_state(accelerator: Accelerator, wrapped: Any, folder: Path) -> None:
+    """Write what `accelerator.load_state` reads. Collective.
+
+    Raises:
+        CheckpointError: this rank could not write its part. The others do not wait for it in vain.
+    """
+    failed: list[Exception] = []
+    writer = getattr(wrapped, "checkpoint_engine", None)
+    if writer is not None:
+        from promptmeup.distributed.engine import failures_kept
+
+        with failures_kept(writer, failed):
+            accelerator.save_state(str(folder))
+    else:
+        try:
+            accelerator.save_state(str(folder))
+        # of safetensors and of torch's writer of zip files
+        except (OSError, RuntimeError, SafetensorError) as error:
+            failed.append(error)
+    if failed:
+        raise CheckpointError(f"cannot write to {folder}: {failed[0]}") from failed[0]
 
 
 def prepare(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:

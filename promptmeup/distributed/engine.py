@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from promptmeup.config import Config
 from promptmeup.distributed.world import World
-from promptmeup.errors import CheckpointError, ConfigError
+from promptmeup.errors import CheckpointError, ConfigError, NotFiniteError
 
 # DeepSpeed probes the accelerator at import and prints a warning where it finds none: say it ourselves.
 if not torch.cuda.is_available():
@@ -182,6 +182,16 @@ def skip_update(engine: Any) -> None:
         optimizer.overflow = False
 
 
+def insist_on_update(engine: Any) -> None:
+    """Return if the last `engine.step()` updated the parameters.
+
+    Raises:
+        NotFiniteError: it did not, since the gradient is not finite (looked for by ZeRO alone); on every rank.
+    """
+    if not engine.was_step_applied():
+        raise NotFiniteError("the gradient is not finite")
+
+
 def save_engine(engine: Any, *, folder: Path, tag: str) -> None:
     """Write the engine's state into folder/tag; every rank writes its part and returns when all are done.
 
@@ -190,8 +200,8 @@ def save_engine(engine: Any, *, folder: Path, tag: str) -> None:
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     engine._copy_recovery_script = lambda _: None  # a script beside every checkpoint; `export` does its work
-    failed: list[OSError | RuntimeError] = []
-    with _failures_kept(engine.checkpoint_engine, failed):
+    failed: list[Exception] = []
+    with failures_kept(engine.checkpoint_engine, failed):
         ours = {OPTIMIZER_NAMES: _optimizer_names(engine)}
         engine.save_checkpoint(str(folder), tag=tag, client_state=ours, save_latest=False)
     if failed:
@@ -201,7 +211,7 @@ def save_engine(engine: Any, *, folder: Path, tag: str) -> None:
 
 
 @contextmanager
-def _failures_kept(writer: Any, failed: list[OSError | RuntimeError]) -> Iterator[None]:
+def failures_kept(writer: Any, failed: list[Exception]) -> Iterator[None]:
     """Note errors of writing instead of raising them: DeepSpeed has barriers behind them, where others would wait."""
 
     def guarded(action: Callable[..., Any]) -> Callable[..., None]:
@@ -242,8 +252,11 @@ def load_engine(engine: Any, *, folder: Path, tag: str) -> None:
     try:
         path, _ = engine.load_checkpoint(str(folder), tag=tag)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
+        if isinstance(error, RuntimeError) and "state_dict" not in str(error):
+            raise  # another rank has gone, for one: nothing is wrong with the checkpoint
         raise CheckpointError(
-            f"cannot load the checkpoint {folder / tag}: {error}; delete it to go on from an older one"
+            f"cannot load the checkpoint {folder / tag}: {error}; restore the model's settings that it was written "
+            "with, or choose another out= to begin again"
         ) from error
     if path is None:
         raise CheckpointError(

@@ -21,7 +21,10 @@ def finetune(config: FinetuneConfig) -> None:
     """Run `config` on this process's share of the world; goes on by itself where an earlier start stopped."""
     stop = StopFlag()
     accelerator, world = join_accelerator(
-        precision=config.precision, batch=config.batch, clipping=config.optim.gradient_clipping
+        precision=config.precision,
+        batch=config.batch,
+        clipping=config.optim.gradient_clipping,
+        timeout=config.timeout + 60,  # the lifeline comes first
     )
     try:
         if not may_start(config.out, world):
@@ -48,9 +51,9 @@ def finetune(config: FinetuneConfig) -> None:
         barrier(world)
     except SystemExit as told:
         barrier(world)  # as in pre-training: rank 0 has closed the tracker, and it alone has the code
-        sys.exit(told.code if world.is_main else 0)
-    finally:
         leave()
+        sys.exit(told.code if world.is_main else 0)
+    leave()
 
 
 def _finished(config: FinetuneConfig, seed: int, folder: Path, world: World) -> dict[str, Any] | None:
@@ -82,7 +85,7 @@ def _look(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
 
 def _identity(config: FinetuneConfig, seed: int) -> dict[str, Any]:
     """Return all that the result of one seed depends on, as it is read back from JSON."""
-    left_out = {"out", "tracking", "seeds", "evaluation_batch", "save_every"}
+    left_out = {"out", "tracking", "seeds", "evaluation_batch", "save_every", "max_skipped", "timeout"}
     chosen = config.model_dump(mode="json", exclude=left_out)
     del chosen["data"]["workers"]
     return {**chosen, "seed": seed}

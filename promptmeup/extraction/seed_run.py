@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from promptmeup.config import Config
-from promptmeup.distributed.accelerated import prepare, stage_of, whole_weights
+from promptmeup.distributed.accelerated import prepare, stage_of, whole_weights, write_state
 from promptmeup.distributed.world import World, barrier, broadcast_object, gpu_names, warn
 from promptmeup.errors import CheckpointError, NotFiniteError
 from promptmeup.extraction.batches import (
@@ -108,6 +108,7 @@ def train_seed(
     Raises:
         SystemExit: told to stop, after saving.
     """
+    crashed = broadcast_object(put_aside(folder) if world.is_main else None, world)
     with Lifeline(folder, world=world, timeout=config.timeout) as life:
         return _train(
             config,
@@ -118,6 +119,7 @@ def train_seed(
             world=world,
             orders=orders,
             life=life,
+            crashed=crashed,
         )
 
 
@@ -131,8 +133,8 @@ def _train(
     world: World,
     orders: Orders,
     life: Lifeline,
+    crashed: str | None,
 ) -> dict[str, Any]:
-    crashed = put_aside(folder) if world.is_main else None
     torch.manual_seed(seed)  # every rank starts from the same head
     start = open_start(config.model, encoders=config.encoders, text_only=config.data.text_only)
     image_size = start.vision.image_size if start.vision else None
@@ -227,7 +229,7 @@ def _train(
         return 0 < config.patience <= state.stale
 
     def write(*, folder: Path, tag: str) -> None:
-        accelerator.save_state(str(folder / tag))
+        write_state(accelerator, wrapped, folder / tag)
 
     def save() -> str | None:
         problem = checkpoint.save(write, run=folder, state=state, world=world, keep=1)
@@ -248,6 +250,8 @@ def _train(
             datasets=_datasets(config.data, data),
             parent=start.run,
         )
+        for text in found.damaged if found else ():
+            tracker.event("warning", state.step, text=text)
         if crashed:
             tracker.event("warning", state.step, text=f"the last start ended badly: {crashed}")
         wrapped.train()

@@ -38,14 +38,21 @@ def save_model(
         model: gives the architecture, and the tensors if `state` is None.
         tokenizer: the transformers tokenizer that made its tokens.
         state: the whole state dict, where the model's own tensors are sharded (ZeRO-3) or of low precision.
+
+    Raises:
+        OSError: the disk is full, for one; an older model is still there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.json").unlink(missing_ok=True)
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in (state or model.state_dict()).items()
     }
     temporary = folder / f".model.{os.getpid()}.tmp"
-    save_file(tensors, temporary)
+    try:
+        save_file(tensors, temporary)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)  # what was there stays, and half a file does not keep a disk full
+        raise OSError(f"cannot write {folder / 'model.safetensors'}: {error}") from error
+    (folder / "model.json").unlink(missing_ok=True)
     temporary.replace(folder / "model.safetensors")
     save_description(folder, model, tokenizer=tokenizer)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -176,7 +177,8 @@ class Tracker:
         """Note a signal as it comes: training's own thread may hang in a collective until it is killed."""
         journal = self._journal
         if journal is not None:
-            journal.write("signal", step=self._step, signal=signal)
+            with suppress(ValueError):  # it is being closed
+                journal.write("signal", step=self._step, signal=signal)
         if self._sink is not None:
             self._sink.flush()
 

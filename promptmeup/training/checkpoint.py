@@ -14,11 +14,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from promptmeup.distributed.world import World, barrier, broadcast_object, gather_objects
+from promptmeup.distributed.world import World, barrier, broadcast_object, gather_objects, warn
 from promptmeup.errors import CheckpointError
 from promptmeup.records import RunState
 from promptmeup.shard_format import write_json
@@ -29,7 +30,6 @@ Files = dict[str, tuple[int, str]]
 PROGRESS_FILE = "PROMPTMEUP_PROGRESS_FILE"
 """variable that names a file for the newest checkpoint's step, by which a job script knows what a start has gained"""
 
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError)
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -47,6 +47,8 @@ class Checkpoint:
     """of all checkpoints of the run"""
     tag: str
     state: RunState
+    damaged: tuple[str, ...] = ()
+    """what was said, on rank 0, of newer ones that were put aside"""
 
 
 def complete(run: Path) -> list[str]:
@@ -82,9 +84,16 @@ def save(write: Transfer, *, run: Path, state: RunState, world: World, keep: int
     if world.is_main:
         for old in complete(run)[:-keep]:
             shutil.rmtree(folder / old, ignore_errors=True)
-        if PROGRESS_FILE in os.environ:
-            Path(os.environ[PROGRESS_FILE]).write_text(f"{state.step}\n", encoding="utf-8")
+        _tell_progress(run, state.step)
     return None
+
+
+def _tell_progress(run: Path, step: int) -> None:
+    if PROGRESS_FILE in os.environ:
+        try:
+            Path(os.environ[PROGRESS_FILE]).write_text(f"{step} of {run}\n", encoding="utf-8")
+        except OSError as error:  # the script will not queue the job again; the run itself is well
+            warn(f"cannot write {os.environ[PROGRESS_FILE]} ({PROGRESS_FILE}): {error.strerror}")
 
 
 def _try(write: Transfer, *, folder: Path, tag: str, state: RunState, world: World) -> tuple[str, bool]:
@@ -158,13 +167,14 @@ def _synchronise(folder: Path) -> None:
     """Bring the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):  # some network file systems know no such thing
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def find(
-    run: Path, *, order: Mapping[str, int | str], world: World, warn: Callable[[str], None]
+    run: Path, *, order: Mapping[str, int | str], world: World, warn: Callable[[str], None] = warn
 ) -> Checkpoint | None:
     """Return the newest checkpoint that is as it was written, or None where there is none yet. Collective.
 
@@ -175,6 +185,7 @@ def find(
     """
     folder = run / "checkpoints"
     damaged: list[str] = []
+    said: list[str] = []
     while True:
         tags = broadcast_object(complete(run), world)
         if not tags:
@@ -183,15 +194,16 @@ def find(
         state, problem = _verified(folder / tag, world)
         if state is not None:
             _insist_on(order, state, run)
-            return Checkpoint(folder, tag, state)
+            return Checkpoint(folder, tag, state, tuple(said))
         damaged.append(f"{folder / tag} ({problem})")
         if world.is_main:
             shutil.rmtree(folder / f"{tag}.damaged", ignore_errors=True)
             (folder / tag).rename(folder / f"{tag}.damaged")
             before = f"going back to {tags[-2]}" if len(tags) > 1 else "and it is the only one"
-            warn(
+            said.append(
                 f"the checkpoint {folder / tag} is damaged: {problem}; it is now called {tag}.damaged, {before}"
             )
+            warn(said[-1])
         barrier(world)
     if damaged:
         raise CheckpointError(
@@ -210,37 +222,50 @@ def peek(run: Path) -> Checkpoint | None:
     tags = complete(run)
     if not tags:
         return None
-    folder = run / "checkpoints"
+    place = run / "checkpoints" / tags[-1]
     try:
-        return Checkpoint(folder, tags[-1], _read(folder / tags[-1])[0])
-    except _UNREADABLE as error:
-        raise CheckpointError(f"{folder / tags[-1]}: run_state.json cannot be read: {error}") from error
+        return Checkpoint(place.parent, tags[-1], _read(place)[0])
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{place}: run_state.json cannot be read: {error}") from error
 
 
 def _read(place: Path) -> tuple[RunState, Files]:
     content = json.loads((place / "run_state.json").read_text(encoding="utf-8"))
-    files = {name: (int(size), str(digest)) for name, (size, digest) in content.pop("files").items()}
-    return RunState(**content), files
+    try:
+        files = {name: (int(size), str(digest)) for name, (size, digest) in content.pop("files").items()}
+        return RunState(**content), files
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{place} was written by another version of this program ({error}); resume with that one, or choose "
+            "another out= to begin again"
+        ) from error
 
 
 def _verified(place: Path, world: World) -> tuple[RunState | None, str]:
-    """Return the state, or None and what is wrong; every rank reads its share of the files."""
+    """Return the state, or None and what is wrong; every rank reads its share of the files.
+
+    Raises:
+        CheckpointError: a rank cannot read it, which says nothing about the checkpoint.
+    """
     state: RunState | None = None
-    problem: str | None = None
+    rotten: str | None = None
+    away: str | None = None
     try:
         state, files = _read(place)
-    except _UNREADABLE as error:
-        problem = f"run_state.json cannot be read: {error}"
-    else:
         for name in sorted(files)[world.rank :: world.size]:
-            try:
-                is_same = _hashed(place, [name])[name] == files[name]
-            except OSError as error:
-                problem = problem or f"{name}: {error.strerror}"
-                continue
-            if not is_same:
-                problem = problem or f"{name} is not what was written"
-    found = next((text for text in gather_objects(problem, world) if text is not None), None)
+            if rotten is None and _hashed(place, [name])[name] != files[name]:
+                rotten = f"{name} is not what was written"
+    except FileNotFoundError as error:
+        rotten = f"{Path(error.filename).name} is not there"
+    except ValueError as error:
+        rotten = f"run_state.json cannot be read: {error}"
+    except OSError as error:
+        away = f"rank {world.rank} cannot read {error.filename}: {error.strerror}"
+    everyone = gather_objects((rotten, away), world)
+    found = next((text for text, _ in everyone if text is not None), None)
+    unread = next((text for _, text in everyone if text is not None), None)
+    if found is None and unread is not None:
+        raise CheckpointError(f"{unread}; see that all nodes read {place.parent}, and start again to resume")
     return (state, "") if found is None else (None, found)
 
 

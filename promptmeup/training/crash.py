@@ -36,8 +36,15 @@ _LOST = (
     "sendBytes failed",
 )
 """in messages of gloo, NCCL and their store when another rank is gone"""
-_WAITING = ("torch/distributed/", "deepspeed/comm/", "promptmeup/distributed/collectives.py")
-"""files that a rank is in while it waits for others"""
+_WAITING = (
+    "torch/distributed/",
+    "deepspeed/comm/",
+    "promptmeup/distributed/collectives.py",
+    "promptmeup/distributed/world.py",
+    "promptmeup/training/forward.py",
+    "promptmeup/training/loop.py",
+)
+"""files that a rank is in while it waits for others, or, on a GPU, for what the GPU waits for"""
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,9 @@ def kind_of(error: BaseException) -> Kind:
 
 
 def is_waiting(stack: str) -> bool:
-    """Whether a rank with this stack is in an exchange with others."""
-    return any(place in stack for place in _WAITING)
+    """Whether a rank with this stack is in an exchange with others: by its innermost frame that is no library's own."""
+    frames = [line for line in stack.splitlines() if line.lstrip().startswith("File ")]
+    return bool(frames) and any(place in frames[-1] for place in _WAITING)
 
 
 def write(run: Path, report: Report) -> None:
@@ -82,7 +90,11 @@ def write(run: Path, report: Report) -> None:
 def read(run: Path) -> list[Report]:
     """Return the reports that are there, in the order of ranks."""
     found = []
-    for path in (run / "crash").glob("*.json"):
+    try:
+        paths = list((run / "crash").glob("*.json"))
+    except OSError:  # a network file system that is away for the moment
+        return []
+    for path in paths:
         try:
             found.append(Report(**json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError):
@@ -95,8 +107,11 @@ def summarise(run: Path, *, size: int) -> str:
     reports = read(run)
     silent = [rank for rank in range(size) if rank not in {report.rank for report in reports}]
     order: list[Kind] = ["raised", "hangs"]
+    # of several that hang, the one that is behind
     culprits = [
-        min(own, key=lambda r: r.time) for kind in order if (own := [r for r in reports if r.kind == kind])
+        min(own, key=lambda r: (r.step if kind == "hangs" else 0, r.time))
+        for kind in order
+        if (own := [r for r in reports if r.kind == kind])
     ]
     summary: dict[str, object]
     if culprits:

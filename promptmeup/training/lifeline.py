@@ -49,8 +49,8 @@ class Lifeline:
         self._step, self._phase = 0, _STARTING
         self._keys: Sequence[str] = ()
         self._noted = time.monotonic()
-        self._longest = 0.0
-        self._reported = False
+        self._longest, self._is_warm = 0.0, False
+        self._reporting, self._is_reported = threading.Lock(), False
         self._over = threading.Event()
         self._main = threading.get_ident()
         self._signalled: float | None = None
@@ -58,7 +58,9 @@ class Lifeline:
     def note(self, phase: str, step: int, keys: Sequence[str] = ()) -> None:
         """Say what comes next; costs nothing."""
         if self._phase == "step":
-            self._longest = max(self._longest, time.monotonic() - self._noted)
+            # the first one compiles and warms up, and says nothing of the others
+            self._longest = max(self._longest, time.monotonic() - self._noted) if self._is_warm else 0.0
+            self._is_warm = True
         self._phase, self._step, self._keys = phase, step, keys
         self._noted = time.monotonic()
 
@@ -89,22 +91,28 @@ class Lifeline:
 
     def _report_error(self, error: Exception) -> None:
         # a wrong configuration is told to the person who typed it, and nothing has crashed
-        if not self._reported and not isinstance(error, ConfigError):
+        if not isinstance(error, ConfigError):
+            self._over.set()  # this rank gets out by itself
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             self._report(crash.kind_of(error), text, crash.stack_of(error))
 
     def _report(self, kind: Kind, error: str, stack: str) -> None:
-        self._reported = True
-        crash.write(
-            self._run,
-            Report(self._world.rank, kind, self._phase, self._step, tuple(self._keys), error, stack),
-        )
-        deadline = time.monotonic() + (_OTHERS_SECONDS if kind != "raised" else 0)
-        while time.monotonic() < deadline and len(crash.read(self._run)) < self._world.size:
-            time.sleep(0.2)
-        headline = crash.summarise(self._run, size=self._world.size)
-        if self._world.rank == crash.read(self._run)[0].rank:
-            print(f"{self._run / 'crash.json'}: {headline}", file=sys.stderr, flush=True)
+        """Write this rank's report, the first one only, and the summary."""
+        with self._reporting:
+            if self._is_reported:
+                return
+            self._is_reported = True
+            crash.write(
+                self._run,
+                Report(self._world.rank, kind, self._phase, self._step, tuple(self._keys), error, stack),
+            )
+            deadline = time.monotonic() + (_OTHERS_SECONDS if kind != "raised" else 0)
+            while time.monotonic() < deadline and len(crash.read(self._run)) < self._world.size:
+                time.sleep(0.2)
+            headline = crash.summarise(self._run, size=self._world.size)
+            reports = crash.read(self._run)
+            if not reports or self._world.rank == reports[0].rank:
+                print(f"{self._run / 'crash.json'}: {headline}", file=sys.stderr, flush=True)
 
     def _watch(self) -> None:
         crashed_at: float | None = None
@@ -121,10 +129,11 @@ class Lifeline:
                 self._end("waits", "another rank ended, and this one waited for it", "FAILED", 1)
             signalled = self._signalled
             patience = _AFTER_SIGNAL_SECONDS + 2 * self._longest
-            if self._phase == "step" and signalled is not None and self._noted < signalled < now - patience:
+            is_stuck = signalled is not None and now - max(self._noted, signalled) > patience
+            if self._phase == "step" and is_stuck:
                 self._end("waits", "a stop signal came, and this step did not end", "KILLED", 143)
             if since > self._timeout and self._phase != _STARTING:
-                text = f"no progress for {since:.0f} s (engine.timeout)"
+                text = f"no progress for {since:.0f} s (timeout)"
                 self._end("waits" if crash.is_waiting(self._stack()) else "hangs", text, "FAILED", 1)
 
     def _told(self, name: str) -> None:
@@ -141,8 +150,8 @@ class Lifeline:
         """Report, close what must be closed, and leave without the main thread."""
         if self._over.is_set():
             return
-        self._report(kind, text, self._stack())
         try:
+            self._report(kind, text, self._stack())
             self.abandon(status)
         finally:
             sys.stdout.flush()

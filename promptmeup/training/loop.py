@@ -90,7 +90,8 @@ def fit(
             values["data_wait"] = data_seconds / seconds
             log(state.step, values, seconds)
             data_seconds, logged_step, logged_at = 0.0, state.step, time.perf_counter()
-        if (is_last or (every.evaluate > 0 and state.step % every.evaluate == 0)) and not is_stopping:
+        is_due = every.evaluate > 0 and state.step % every.evaluate == 0 and not is_stopping
+        if is_last or is_due:
             note("evaluation", state.step)
             is_last = evaluate() or is_last
             is_saving = is_saving or is_last

@@ -29,6 +29,7 @@ from promptmeup.distributed.resharding import give_optimizer, give_weights
 from promptmeup.distributed.world import (
     World,
     barrier,
+    broadcast_object,
     gpu_names,
     highest,
     join,
@@ -66,14 +67,14 @@ from promptmeup.training.watch import Watch
 def pretrain(config: PretrainConfig) -> None:
     """Run `config` on this process's share of the world; resumes by itself from `config.out`."""
     stop = StopFlag()
-    world = join(timeout=timedelta(seconds=config.engine.timeout))
+    # NCCL ends a process that waits too long without a word: the lifeline comes first
+    world = join(timeout=timedelta(seconds=config.engine.timeout + 60))
     share_cores(world)
-    try:
-        code = train(config, world, stop)
-        # rank 0 has closed the tracker then: srun kills what still runs when one rank exits with a code
-        barrier(world)
-    finally:
-        leave()
+    code = train(config, world, stop)
+    # rank 0 has closed the tracker then: launchers kill what still runs when one rank exits with a code
+    barrier(world)
+    # after an exception nobody leaves: NCCL would wait for ranks that are gone
+    leave()
     sys.exit(code if world.is_main else 0)
 
 
@@ -82,13 +83,15 @@ def train(config: PretrainConfig, world: World, stop: StopFlag | None = None) ->
     if not may_start(config.out, world):
         say(world, f"{config.out / STOP_FILE} is there, so nothing is done; remove it to go on")
         return 0
+    crashed = broadcast_object(put_aside(config.out) if world.is_main else None, world)
     with Lifeline(config.out, world=world, timeout=config.engine.timeout) as life:
         orders = Orders(config.out, stop=stop or StopFlag(), world=world)
-        return _train(config, world, orders=orders, life=life)
+        return _train(config, world, orders=orders, life=life, crashed=crashed)
 
 
-def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeline) -> int:
-    crashed = put_aside(config.out) if world.is_main else None
+def _train(
+    config: PretrainConfig, world: World, *, orders: Orders, life: Lifeline, crashed: str | None
+) -> int:
     torch.manual_seed(config.seed)  # every rank starts from the same random weights
 
     sources, banks = open_sources(config, world)
@@ -214,12 +217,12 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
         tracker.evaluation(state.step, found)
         for warning in watch.evaluation(found):
             tracker.event("warning", state.step, text=warning)
-        if found["mean_recall"] > state.best:
+        if broadcast_object(found["mean_recall"] > state.best, world):  # processors differ in the last digit
             state.best = found["mean_recall"]
             try:
                 _export(engine, config.out / "best", model=model, tokenizer=hf_tokenizer, world=world)
             except OSError as error:  # a full disk, for one; the model is in the checkpoints too
-                text = f"cannot write {config.out / 'best'}: {error.strerror}; training goes on"
+                text = f"{error}; training goes on"
                 tracker.event("warning", state.step, text=text)
         return False
 
@@ -247,6 +250,8 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
             step=state.step,
             datasets=datasets(sources.splits, val),
         )
+        for text in found.damaged if found else ():
+            tracker.event("warning", state.step, text=text)
         if crashed:
             tracker.event("warning", state.step, text=f"the last start ended badly: {crashed}")
         if moved_from:

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
@@ -68,11 +69,12 @@ class Orders:
         return Order(int(highest(own, self._world)))
 
     def _files(self) -> Order:
-        if (self._run / STOP_FILE).exists():
-            return Order.END
-        if (self._run / SAVE_FILE).exists():
-            (self._run / SAVE_FILE).unlink(missing_ok=True)
-            return Order.SAVE
+        with suppress(OSError):  # a network file system that is away for the moment
+            if (self._run / STOP_FILE).exists():
+                return Order.END
+            if (self._run / SAVE_FILE).exists():
+                (self._run / SAVE_FILE).unlink(missing_ok=True)
+                return Order.SAVE
         return Order.GO
 
     def reason(self) -> str:

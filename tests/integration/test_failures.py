@@ -137,9 +137,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(news_world: Path, tmp_pa
     assert not list((out / "checkpoints").glob("*.partial"))
 
 
-def test_a_rotten_checkpoint_is_put_aside_loudly(
-    news_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_rotten_checkpoint_is_put_aside_loudly(news_world: Path, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "run"
     common = ("save_every=2", "optim.decay=none", "optim.warmup=0", *NO_LABELS)
     assert run_ranks(
@@ -152,13 +150,14 @@ def test_a_rotten_checkpoint_is_put_aside_loudly(
     file.write_bytes(content)
     longer = tiny_config(news_world, f"out={out}", "steps=6", *common)
     assert run_ranks(train_on_rank, 2, longer, timeout=120) == [True, True]
-    said = capfd.readouterr().err
+    warnings = [line["text"] for line in journal.read(out / "journal.jsonl") if line["event"] == "warning"]
+    (said,) = (text for text in warnings if "is damaged" in text)
     assert f"{file.name} is not what was written" in said and "going back to step-00000002" in said
     assert (out / "checkpoints/step-00000004.damaged").is_dir()
     assert curve(out) == curve(whole)
 
     for tag in complete(out):
-        (out / "checkpoints" / tag / "run_state.json").write_text("{}")
+        (out / "checkpoints" / tag / "run_state.json").write_text("{")
     with pytest.raises(RankError, match=r"no checkpoint of \S+ is whole: .*run_state.json cannot be read"):
         run_ranks(train_on_rank, 1, longer, timeout=120)
 

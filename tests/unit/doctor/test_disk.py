@@ -101,5 +101,5 @@ def test_where_a_run_begins(packed: Path, configure: Configure) -> None:
     found = look("checkpoint", disk.start_point, configure("seed=1"))
     assert found.status == "failed"
     assert "seed was 0 and is 1; restore what changed, or choose another out=" in found.text
-    (config.out / "checkpoints/step-00000004/run_state.json").write_text("{}")
+    (config.out / "checkpoints/step-00000004/run_state.json").write_text("{")
     assert look("checkpoint", disk.start_point, config).status == "failed"

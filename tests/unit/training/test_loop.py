@@ -101,7 +101,7 @@ def test_stop_saves_at_once_and_resumes() -> None:
 def test_a_signal_on_the_last_step_still_finishes() -> None:
     run = Recorder(stop_at=7)
     assert run.fit(7, Every(log=100, evaluate=0, save=0)) is Order.GO
-    assert run.events[-1] == ("save", 7)
+    assert run.events[-2:] == [("evaluate", 7), ("save", 7)]
 
 
 def test_not_a_number_stops_before_it_is_saved() -> None:

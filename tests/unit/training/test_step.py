@@ -71,6 +71,9 @@ class _Engine:
     def zero_optimization_stage(self) -> int:
         return 0
 
+    def was_step_applied(self) -> bool:
+        return True
+
     @property
     def optimizer(self) -> Any:
         return self
