@@ -136,6 +136,7 @@ def _import_yolo(*, offline: bool) -> Any:
         folder = tempfile.mkdtemp(prefix="promptmeup-yolo-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["YOLO_CONFIG_DIR"] = folder
+    image_open = Image.open
     try:
         from ultralytics import YOLO
         from ultralytics.utils.events import events
@@ -144,6 +145,9 @@ def _import_yolo(*, offline: bool) -> Any:
             f"packing with a detector needs ultralytics ({error}): pip install 'promptmeup[detect]', "
             "or use a corpus that brings boxes and leave `detector` out"
         ) from error
+    finally:
+        # it puts its own there, for which a damaged photo is a missing HEIF plugin and no photo that cannot be read
+        Image.open = image_open
     events.enabled = False
     return YOLO
 

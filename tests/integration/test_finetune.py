@@ -83,7 +83,8 @@ def on_rank(world: Any, config: FinetuneConfig, stop_after: int | None = None) -
 
         def __bool__(self) -> bool:
             self.asked += 1
-            return stop_after is not None and self.asked >= stop_after
+            # asked once before the first step
+            return stop_after is not None and self.asked > stop_after
 
     finetune.StopFlag = StopsLater  # type: ignore[misc]
     try:

