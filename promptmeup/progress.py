@@ -1,8 +1,8 @@
-"""How far a long job is: a bar on a terminal, plain lines in a log."""
+"""What people read of jobs: how far a long one is, numbers of bytes, lines of names and texts."""
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from types import TracebackType
 from typing import Self, TextIO, TypeVar
 
@@ -77,3 +77,17 @@ def progress(iterable: Iterable[T], *, what: str, unit: str, total: int | None =
         for item in iterable:
             yield item
             bar.advance()
+
+
+def spoken(size: float) -> str:
+    """Return a number of bytes in the unit that a person would use."""
+    for unit, bytes_in_it in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= bytes_in_it:
+            return f"{size / bytes_in_it:.1f} {unit}"
+    return f"{size:.0f} bytes"
+
+
+def listed(lines: Sequence[tuple[str, str]]) -> list[str]:
+    """Return lines of a name and a text, the texts below each other."""
+    width = max(len(name) for name, _ in lines)
+    return [f"{name:<{width}}  {text}" for name, text in lines]

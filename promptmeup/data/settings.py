@@ -52,6 +52,11 @@ class DataConfig(Config):
     max_damaged: float = Field(default=0.001, ge=0, le=1)
     """share of damaged samples above which training stops; below, each is replaced by another pair"""
 
+    @property
+    def training(self) -> tuple[str, ...]:
+        """Every packed split that is trained on."""
+        return (self.train, *(part.path for part in self.blend))
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         total = sum(part.share for part in self.blend)

@@ -37,16 +37,17 @@ def join_accelerator(
     has_gpu = torch.cuda.is_available()
     mixed = "bf16" if precision == "bf16" or (precision == "auto" and has_gpu) else "no"
     with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    patience = timedelta(seconds=timeout)
-    handlers = [InitProcessGroupKwargs(timeout=patience)]
+    meeting: dict[str, Any] = {"timeout": timedelta(seconds=timeout)}
     if with_deepspeed and not has_gpu:
         from promptmeup.distributed.engine import reduce_by_gloo
 
         reduce_by_gloo()
         # left to itself, accelerate's plugin finds no backend on a CPU and takes every rank for the only one
-        handlers = [InitProcessGroupKwargs(backend="gloo", timeout=patience)]
+        meeting["backend"] = "gloo"
     accelerator = Accelerator(
-        mixed_precision=mixed, cpu=not has_gpu and not with_deepspeed, kwargs_handlers=handlers
+        mixed_precision=mixed,
+        cpu=not has_gpu and not with_deepspeed,
+        kwargs_handlers=[InitProcessGroupKwargs(**meeting)],
     )
     if accelerator.state.deepspeed_plugin is not None:
         settings = accelerator.state.deepspeed_plugin.deepspeed_config

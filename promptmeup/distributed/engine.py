@@ -125,7 +125,7 @@ def full_weights(engine: Any, *, world: World) -> dict[str, Tensor]:
     """
     weights: dict[str, Tensor] = {}
     # without ZeRO, DeepSpeed's own accessor below does not find them
-    unsharded = {id(low): high for low, high in _unsharded_masters(engine)}
+    unsharded = {id(low): high for low, high in unsharded_masters(engine)}
     for name, parameter in engine.module.named_parameters():
         whole = None
         if parameter.dtype is not torch.float32:
@@ -144,7 +144,7 @@ def full_weights(engine: Any, *, world: World) -> dict[str, Tensor]:
     return weights
 
 
-def _unsharded_masters(engine: Any) -> list[tuple[nn.Parameter, Tensor]]:
+def unsharded_masters(engine: Any) -> list[tuple[nn.Parameter, Tensor]]:
     """Return (parameter, the optimizer's float32 copy) of an engine of low precision without ZeRO, [] of others."""
     groups = zip(
         getattr(engine.optimizer, "fp16_groups", ()),
@@ -237,10 +237,9 @@ def _optimizer_names(engine: Any) -> list[str]:
     if engine.zero_optimization_stage() > 0:
         return []
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
-    groups = getattr(engine.optimizer, "fp16_groups", None)
-    if groups is None:
-        groups = [group["params"] for group in engine.optimizer.param_groups]
-    return [names[id(parameter)] for group in groups for parameter in group]
+    lows = [low for low, _ in unsharded_masters(engine)]
+    own = lows or [p for group in engine.optimizer.param_groups for p in group["params"]]
+    return [names[id(parameter)] for parameter in own]
 
 
 def load_engine(engine: Any, *, folder: Path, tag: str) -> None:

@@ -1,4 +1,7 @@
-"""What GPUs can do at most, from their vendors' data sheets: what a model's FLOP/s are compared with (MFU)."""
+"""What GPUs can do at most: what a model's FLOP/s are compared with (MFU).
+
+Written down from what vendors publish, and not held against each data sheet again: `peak_tflops` of a run overrides it.
+"""
 
 import torch
 

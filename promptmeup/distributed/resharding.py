@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from promptmeup.distributed.engine import unsharded_masters
 from promptmeup.distributed.reading import MOMENTS, Whole
 from promptmeup.distributed.world import World, broadcast_object
 from promptmeup.errors import CheckpointError
@@ -109,11 +110,9 @@ def _masters(engine: Any) -> dict[int, Tensor]:
     """Return id of a parameter -> what the optimizer updates, without ZeRO; {} with it."""
     if engine.zero_optimization_stage() > 0:
         return {}
-    lows = getattr(engine.optimizer, "fp16_groups", None)
-    if lows is None:  # float32: the parameters themselves
-        return {id(p): p for group in _base(engine).param_groups for p in group["params"]}
-    pairs = zip(lows, engine.optimizer.fp32_groups, strict=True)
-    return {id(low): high for group in pairs for low, high in zip(*group, strict=True)}
+    found = {id(low): high for low, high in unsharded_masters(engine)}
+    # in float32 the parameters themselves
+    return found or {id(p): p for group in _base(engine).param_groups for p in group["params"]}
 
 
 def _prepare(engine: Any, updates: float) -> dict[int, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from promptmeup.distributed.world import meeting_point
 from promptmeup.errors import ConfigError, TrainingError
 
 POLL = 0.05  # seconds
@@ -76,13 +77,7 @@ def call_roll(rank: int, size: int, *, timeout: float, notice: dict[str, Any]) -
         found = alone(rank, size)
         found.notice = notice
         return found
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        raise ConfigError(
-            f"rank {rank} of {size}: {' and '.join(missing)} not set, so the ranks cannot meet; "
-            "export the first node's name and a free port (under Slurm, slurm/env.sh does)"
-        )
-    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    host, port = meeting_point(rank, size)
     if not port.isdecimal():
         raise ConfigError(f"MASTER_PORT = {port!r} is not a number; export a free port, such as 29500")
     start = time.monotonic()

@@ -141,6 +141,22 @@ def choose_device(local_rank: int, *, num_devices: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def meeting_point(rank: int, size: int) -> tuple[str, str]:
+    """Return host and port where the ranks meet.
+
+    Raises:
+        ConfigError: MASTER_ADDR or MASTER_PORT is missing.
+    """
+    names = ("MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(
+            f"rank {rank} of {size}: {' and '.join(missing)} not set, so the ranks cannot meet; "
+            "export the first node's name and a free port (under Slurm, slurm/env.sh does)"
+        )
+    return os.environ[names[0]], os.environ[names[1]]
+
+
 def join(*, timeout: timedelta = timedelta(minutes=30)) -> World:
     """Meet the other ranks (NCCL where GPUs are visible, else gloo) and return this process's place.
 
@@ -164,19 +180,14 @@ def join(*, timeout: timedelta = timedelta(minutes=30)) -> World:
         store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True, timeout=timeout)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         return World(rank, size, local_rank, device)
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        raise ConfigError(
-            f"rank {rank} of {size}: {' and '.join(missing)} not set, so the ranks cannot meet; "
-            "export the first node's name and a free port (under Slurm, slurm/env.sh does)"
-        )
+    host, port = meeting_point(rank, size)
     try:
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout)
     except RuntimeError as error:
         raise TrainingError(
-            f"rank {rank} of {size} could not meet the others at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']} within {timeout.total_seconds():.0f} s: {error}; check that all "
-            f"{size} processes were started and that they reach this address"
+            f"rank {rank} of {size} could not meet the others at {host}:{port} within "
+            f"{timeout.total_seconds():.0f} s: {error}; check that all {size} processes were started "
+            "and that they reach this address"
         ) from error
     return World(rank, size, local_rank, device)
 

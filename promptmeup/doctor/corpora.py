@@ -12,8 +12,9 @@ from promptmeup.data.remote import RemoteFolder, StagingConfig, is_remote
 from promptmeup.data.settings import DataConfig
 from promptmeup.distributed.world import World
 from promptmeup.doctor.disk import existing_folder, free_bytes
-from promptmeup.doctor.finding import GB, Finding, failed, ok, spoken, together, warning, where
+from promptmeup.doctor.finding import GB, Finding, failed, ok, together, warning, where
 from promptmeup.errors import ShardError
+from promptmeup.progress import spoken
 from promptmeup.shard_format import Manifest, file_sha256, parse_manifest
 from promptmeup.training.inputs import open_sources
 from promptmeup.training.settings import PretrainConfig

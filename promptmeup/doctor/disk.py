@@ -12,8 +12,9 @@ import torch
 from promptmeup.data.remote import is_remote
 from promptmeup.distributed.memory import checkpoint_bytes
 from promptmeup.distributed.world import World
-from promptmeup.doctor.finding import GB, Finding, failed, ok, spoken
+from promptmeup.doctor.finding import GB, Finding, failed, ok
 from promptmeup.errors import CheckpointError
+from promptmeup.progress import spoken
 from promptmeup.training.checkpoint import changes, peek
 from promptmeup.training.inputs import open_sources
 from promptmeup.training.settings import PretrainConfig
@@ -159,7 +160,7 @@ def start_point(config: PretrainConfig) -> Finding:
 
 def _changes(config: PretrainConfig, before: dict[str, int | str]) -> list[str]:
     """Return what the order depended on and is different now; of corpora on a server, only the run itself knows."""
-    if any(is_remote(place) for place in [config.data.train, *(part.path for part in config.data.blend)]):
+    if any(is_remote(place) for place in config.data.training):
         return []
     sources, _ = open_sources(config, World(0, 1, 0, torch.device("cpu")))
     for opened in sources.splits:

@@ -98,14 +98,6 @@ class Report:
 _MARKS: dict[Status, str] = {"ok": "ok", "warning": "warning", "failed": "FAILED"}
 
 
-def spoken(size: float) -> str:
-    """Return a number of bytes in the unit that a person would use."""
-    for unit, bytes_in_it in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= bytes_in_it:
-            return f"{size / bytes_in_it:.1f} {unit}"
-    return f"{size:.0f} bytes"
-
-
 def worst(findings: Sequence[Finding]) -> Status:
     return max((found.status for found in findings), key=ORDER.index)
 

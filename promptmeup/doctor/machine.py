@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from promptmeup.data.settings import DataConfig
-from promptmeup.doctor.finding import GB, Finding, by_host, failed, ok, spoken, together, warning, where
+from promptmeup.doctor.finding import GB, Finding, by_host, failed, ok, together, warning, where
+from promptmeup.progress import spoken
 from promptmeup.tracking.provenance import versions
 
 CLOCKS_DIFFER = 5.0

@@ -1,7 +1,7 @@
 """The weights that a run starts from: are they on this node, and how large is the model?"""
 
 from promptmeup.doctor.finding import Finding, failed, ok, warning
-from promptmeup.models.alignment import ModelConfig
+from promptmeup.models.alignment import ModelConfig, prompt_shapes
 from promptmeup.models.sketch import sketch
 from promptmeup.models.weights import RANDOM, find, hub_is_offline, is_on_hub
 from promptmeup.training.settings import PretrainConfig
@@ -74,6 +74,5 @@ def count_parameters(config: ModelConfig) -> int:
     Raises:
         UserError: a source is not there, or the parts do not fit each other.
     """
-    banks = ("entity_width", "relation_width", "num_entities", "num_relations") if config.fusion else ()
-    model = sketch(config, **dict.fromkeys(banks, config.width))
+    model = sketch(config, **prompt_shapes(config, None))
     return sum(parameter.numel() for parameter in model.parameters())

@@ -2,6 +2,7 @@
 
 from promptmeup.export.export import ExportConfig
 from promptmeup.export.source import find_source
+from promptmeup.progress import listed, spoken
 
 
 def plan_export(config: ExportConfig, ranks: int | None) -> str:  # noqa: ARG001
@@ -17,11 +18,12 @@ def plan_export(config: ExportConfig, ranks: int | None) -> str:  # noqa: ARG001
         for file in source.weights.rglob("*")
         if file.suffix in (".safetensors", ".pt") and file.is_file()
     ]
-    size = sum(file.stat().st_size for file in files) / 1e6
+    size = spoken(sum(file.stat().st_size for file in files))
+    number = f"{len(files)} file{'s' if len(files) != 1 else ''}"
     lines = [
-        f"takes   {source.weights}, {source.kind}: {size:.1f} MB in {len(files)} file{'s' if len(files) != 1 else ''}",
-        f"writes  {out}{': replaces what is there' if out.exists() else ''}",
+        ("takes", f"{source.weights}, {source.kind}: {size} in {number}"),
+        ("writes", f"{out}{': replaces what is there' if out.exists() else ''}"),
     ]
     if config.mlflow_model:
-        lines.append(f"        {out / 'mlflow_model'}, with a second copy of the weights")
-    return "\n".join(lines)
+        lines.append(("", f"{out / 'mlflow_model'}, with a second copy of the weights"))
+    return "\n".join(listed(lines))

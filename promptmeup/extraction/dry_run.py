@@ -13,7 +13,8 @@ from promptmeup.extraction.evaluate import EvaluateConfig
 from promptmeup.extraction.folder import finetuned_folder
 from promptmeup.extraction.seed_run import FinetuneConfig
 from promptmeup.extraction.start import model_folder
-from promptmeup.training.dry_run import describe_source, describe_split, listed, ranks_here
+from promptmeup.progress import listed
+from promptmeup.training.dry_run import describe_source, describe_split, ranks_here
 
 
 def plan_finetuning(config: FinetuneConfig, ranks: int | None) -> str:

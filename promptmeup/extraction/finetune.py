@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from promptmeup.distributed.accelerated import join_accelerator
 from promptmeup.distributed.world import World, barrier, broadcast_object, leave, say
 from promptmeup.errors import CheckpointError
@@ -14,6 +16,7 @@ from promptmeup.extraction.report import describe_corpus, labels_line, spread, s
 from promptmeup.extraction.seed_run import FinetuneConfig, train_seed
 from promptmeup.shard_format import write_json
 from promptmeup.tracking.console import table
+from promptmeup.training.lifeline import guarded
 from promptmeup.training.signals import STOP_FILE, Orders, StopFlag, may_start
 
 
@@ -27,33 +30,41 @@ def finetune(config: FinetuneConfig) -> None:
         timeout=config.timeout + 60,  # the lifeline comes first
     )
     try:
-        if not may_start(config.out, world):
-            say(world, f"{config.out / STOP_FILE} is there, so nothing is done; remove it to go on")
-            return
-        orders = Orders(config.out, stop=stop, world=world)
-        corpus = read_corpus(config.data)
-        say(world, describe_corpus(corpus))
-        results = []
-        for seed in config.seeds:
-            folder = config.out / f"seed-{seed}"
-            result = _finished(config, seed, folder, world) or train_seed(
-                config,
-                corpus=corpus,
-                seed=seed,
-                folder=folder,
-                accelerator=accelerator,
-                world=world,
-                orders=orders,
-            )
-            results.append(result)
-        if world.is_main:
-            _summarise(config.out, results)
+        _run(config, accelerator, world, stop)
         barrier(world)
     except SystemExit as told:
         barrier(world)  # as in pre-training: rank 0 has closed the tracker, and it alone has the code
         leave()
         sys.exit(told.code if world.is_main else 0)
     leave()
+
+
+def _run(config: FinetuneConfig, accelerator: Accelerator, world: World, stop: StopFlag) -> None:
+    if not may_start(config.out, world):
+        say(world, f"{config.out / STOP_FILE} is there, so nothing is done; remove it to go on")
+        return
+    orders = Orders(config.out, stop=stop, world=world)
+    corpus = read_corpus(config.data)
+    say(world, describe_corpus(corpus))
+    results = []
+    for seed in config.seeds:
+        folder = config.out / f"seed-{seed}"
+        result = _finished(config, seed, folder, world)
+        if result is None:
+            with guarded(folder, world=world, timeout=config.timeout) as life:
+                result = train_seed(
+                    config,
+                    corpus=corpus,
+                    seed=seed,
+                    folder=folder,
+                    accelerator=accelerator,
+                    world=world,
+                    orders=orders,
+                    life=life,
+                )
+        results.append(result)
+    if world.is_main:
+        _summarise(config.out, results)
 
 
 def _finished(config: FinetuneConfig, seed: int, folder: Path, world: World) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from promptmeup.config import Config
 from promptmeup.distributed.accelerated import prepare, stage_of, whole_weights, write_state
-from promptmeup.distributed.world import World, barrier, broadcast_object, gpu_names, warn
+from promptmeup.distributed.world import World, barrier, broadcast_object, gpu_names
 from promptmeup.errors import CheckpointError, NotFiniteError
 from promptmeup.extraction.batches import (
     ExtractionBatch,
@@ -46,7 +46,6 @@ from promptmeup.tracking.settings import TrackedDataset, TrackingConfig
 from promptmeup.tracking.system import NodeWatch
 from promptmeup.tracking.tracker import Tracker
 from promptmeup.training import checkpoint
-from promptmeup.training.crash import put_aside
 from promptmeup.training.lifeline import Lifeline
 from promptmeup.training.loop import Every, fit
 from promptmeup.training.optim import rate_scale, set_rates
@@ -102,39 +101,13 @@ def train_seed(
     accelerator: Accelerator,
     world: World,
     orders: Orders,
+    life: Lifeline,
 ) -> dict[str, Any]:
     """Train, evaluate the best model and return the result. Collective.
 
     Raises:
         SystemExit: told to stop, after saving.
     """
-    crashed = broadcast_object(put_aside(folder) if world.is_main else None, world)
-    with Lifeline(folder, world=world, timeout=config.timeout) as life:
-        return _train(
-            config,
-            corpus=corpus,
-            seed=seed,
-            folder=folder,
-            accelerator=accelerator,
-            world=world,
-            orders=orders,
-            life=life,
-            crashed=crashed,
-        )
-
-
-def _train(
-    config: FinetuneConfig,
-    *,
-    corpus: Corpus,
-    seed: int,
-    folder: Path,
-    accelerator: Accelerator,
-    world: World,
-    orders: Orders,
-    life: Lifeline,
-    crashed: str | None,
-) -> dict[str, Any]:
     torch.manual_seed(seed)  # every rank starts from the same head
     start = open_start(config.model, encoders=config.encoders, text_only=config.data.text_only)
     image_size = start.vision.image_size if start.vision else None
@@ -146,7 +119,7 @@ def _train(
     vision = model.encoder.vision
 
     identity: dict[str, int | str] = {"seed": seed, "batch": config.batch, "sentences": len(data.train)}
-    found = checkpoint.find(folder, order=identity, world=world, warn=warn)
+    found = checkpoint.find(folder, order=identity, world=world)
     state = found.state if found else RunState(order=identity)
     zero_stage = stage_of(accelerator)
     layout = f"ZeRO {zero_stage} on {world.size} ranks" if zero_stage else "no ZeRO"
@@ -250,10 +223,8 @@ def _train(
             datasets=_datasets(config.data, data),
             parent=start.run,
         )
-        for text in found.damaged if found else ():
+        for text in (*life.warnings, *(found.damaged if found else ())):
             tracker.event("warning", state.step, text=text)
-        if crashed:
-            tracker.event("warning", state.step, text=f"the last start ended badly: {crashed}")
         wrapped.train()
         # a signal that comes with the last step of an epoch saves before the epoch is evaluated
         was_evaluated = state.step % per_epoch or state.epoch == state.step // per_epoch

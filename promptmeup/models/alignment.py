@@ -192,6 +192,24 @@ class AlignmentModel(nn.Module):
         return features
 
 
+PromptShapes = tuple[tuple[int, int], tuple[int, int]]
+"""(prompts, width) of the entities and of the relations"""
+
+
+def prompt_shapes(config: ModelConfig, shapes: PromptShapes | None) -> dict[str, int]:
+    """Return the arguments of `build_model` about prompts; without soft labels those heads are never trained, so any
+    shape will do."""
+    if not config.fusion:
+        return {}
+    (num_entities, entity_width), (num_relations, relation_width) = shapes or (((config.width,) * 2,) * 2)
+    return {
+        "entity_width": entity_width,
+        "relation_width": relation_width,
+        "num_entities": num_entities,
+        "num_relations": num_relations,
+    }
+
+
 def build_model(
     config: ModelConfig,
     *,

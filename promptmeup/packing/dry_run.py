@@ -5,6 +5,7 @@ from promptmeup.errors import CorpusError
 from promptmeup.packing.pack import WORK
 from promptmeup.packing.processes import available_cores
 from promptmeup.packing.settings import STAGES, PackConfig
+from promptmeup.progress import listed, spoken
 from promptmeup.shard_format import read_manifest
 
 
@@ -16,21 +17,21 @@ def plan_packing(config: PackConfig, ranks: int | None) -> str:  # noqa: ARG001
         known = str(error)
     stages = [stage for stage in STAGES if config.makes(stage)]
     lines = [
-        f"corpus  {config.corpus.kind}, {config.corpus.root}: {known}",
-        f"makes   {', '.join(stages)}, with {config.processes or available_cores()} processes",
+        ("corpus", f"{config.corpus.kind}, {config.corpus.root}: {known}"),
+        ("makes", f"{', '.join(stages)}, with {config.processes or available_cores()} processes"),
     ]
     for split in config.splits:
         folder = config.out / split
         if (folder / "manifest.json").exists():
             manifest = read_manifest(folder)
-            size = sum(entry.bytes for entry in manifest.shards) / 1e6
+            size = spoken(sum(entry.bytes for entry in manifest.shards))
             state = (
-                f"packed already: {manifest.samples} photos in {len(manifest.shards)} shards, {size:.1f} MB; "
+                f"packed already: {manifest.samples} photos in {len(manifest.shards)} shards, {size}; "
                 "only what is missing or has other settings is made"
             )
         else:
             state = "goes on where it stopped" if (folder / WORK).exists() else "from the start"
-        lines.append(f"writes  {folder}: {state}")
+        lines.append(("writes", f"{folder}: {state}"))
     if config.num_tasks > 1:
-        lines.append(f"share   task {config.task} of {config.num_tasks}")
-    return "\n".join(lines)
+        lines.append(("share", f"task {config.task} of {config.num_tasks}"))
+    return "\n".join(listed(lines))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from promptmeup.tracking.backlog import Backlog
-from promptmeup.tracking.mlflow_run import OpenRun, import_mlflow, lock_run, open_run
+from promptmeup.tracking.mlflow_run import OpenRun, import_mlflow, lock_run, open_run, reason_of
 from promptmeup.tracking.provenance import redact
 from promptmeup.tracking.settings import RunFacts, TrackingConfig
 
@@ -153,7 +153,4 @@ class MlflowSink:
         return True
 
     def _failed(self, error: Exception) -> str:
-        reason = redact(str(error).strip().partition("\n")[0])[:300]
-        return (
-            f"warning: MLflow at {self._uri} failed {_MAX_FAILURES} times ({type(error).__name__}: {reason})"
-        )
+        return f"warning: MLflow at {self._uri} failed {_MAX_FAILURES} times ({reason_of(error)})"

@@ -268,6 +268,11 @@ def absolute_store(uri: str | None) -> str | None:
     return f"sqlite:///{file}" if file else uri
 
 
+def reason_of(error: Exception) -> str:
+    """Return an error's class and first line, for a person, without passwords."""
+    return f"{type(error).__name__}: {redact(str(error).strip().partition(chr(10))[0])[:300]}"
+
+
 def sqlite_file(uri: str) -> Path | None:
     """Return the absolute path of a SQLite store's file, None for every other store."""
     found = re.match(r"sqlite(?:\+pysqlite)?:///(?P<path>[^?]+)$", uri)

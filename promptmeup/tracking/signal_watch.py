@@ -6,7 +6,9 @@ import signal
 import threading
 from collections.abc import Callable
 
-_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""SIGTERM: launchers and people; SIGINT: Ctrl-C; SIGUSR2: Slurm, ahead of the time limit."""
+
 _END = b"\0"
 """no signal's number"""
 
@@ -53,6 +55,6 @@ class SignalWatch:
     def _watch(self) -> None:
         while _END not in (numbers := os.read(self._reader, 64)):
             for number in numbers:
-                if number in _STOPS:
+                if number in STOP_SIGNALS:
                     self._told(signal.Signals(number).name)
         os.close(self._reader)

@@ -1,7 +1,6 @@
 """Send to MLflow what it lacks of run folders: python -m promptmeup.tracking.sync RUN_DIR [RUN_DIR ...] [--uri URI]"""
 
 import argparse
-import re
 import socket
 import sys
 import time
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 from promptmeup.config import user_errors
 from promptmeup.errors import TrackingError, UserError
 from promptmeup.tracking import journal
-from promptmeup.tracking.mlflow_run import import_mlflow, lock_run, open_run
+from promptmeup.tracking.mlflow_run import import_mlflow, lock_run, open_run, reason_of, sqlite_file
 from promptmeup.tracking.provenance import last_config, redact
 from promptmeup.tracking.settings import TrackedDataset, TrackingConfig
 from promptmeup.tracking.tracker import run_facts
@@ -93,9 +92,8 @@ def sync(folder: Path, *, uri: str | None = None) -> str:
                     run.end(status, milliseconds=run.backlog.milliseconds)
             files = run.send_files()
     except Exception as error:
-        reason = redact(str(error).strip().partition("\n")[0])[:300]
         raise TrackingError(
-            f"MLflow at {redact(config.uri)} failed ({type(error).__name__}: {reason}); nothing is lost: the folder "
+            f"MLflow at {redact(config.uri)} failed ({reason_of(error)}); nothing is lost: the folder "
             "keeps everything, start this again when MLflow answers"
         ) from error
     sent = f"{lines} lines and {files} files" if lines or files else "nothing was missing"
@@ -130,8 +128,8 @@ def _settings(folder: Path, start: dict[str, Any], uri: str | None) -> tuple[dic
         if not chosen.startswith("http"):
             raise TrackingError(f"run folders keep no passwords: give {chosen} with its own as --uri URI")
         chosen = chosen.replace("***@", "")  # MLFLOW_TRACKING_USERNAME and _PASSWORD are MLflow's own way
-    file = re.match(r"sqlite(?:\+\w+)?:///(?P<path>[^?]+)", chosen)
-    if uri is None and file and not Path(file["path"]).exists():
+    file = sqlite_file(chosen)
+    if uri is None and file and not file.exists():
         raise TrackingError(
             f"its store {chosen} is not there (any more): say where it should go with --uri URI"
         )

@@ -34,7 +34,7 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Transfer(Protocol):
-    """Writes or reads this rank's part of folder/tag; called on every rank."""
+    """Writes this rank's part of folder/tag; called on every rank."""
 
     def __call__(self, *, folder: Path, tag: str) -> None: ...
 
@@ -173,9 +173,7 @@ def _synchronise(folder: Path) -> None:
         os.close(descriptor)
 
 
-def find(
-    run: Path, *, order: Mapping[str, int | str], world: World, warn: Callable[[str], None] = warn
-) -> Checkpoint | None:
+def find(run: Path, *, order: Mapping[str, int | str], world: World) -> Checkpoint | None:
     """Return the newest checkpoint that is as it was written, or None where there is none yet. Collective.
 
     A damaged one is put aside under another name, loudly, and the one before it is taken.

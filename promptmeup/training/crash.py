@@ -73,7 +73,7 @@ def kind_of(error: BaseException) -> Kind:
 
 
 def is_waiting(stack: str) -> bool:
-    """Whether a rank with this stack is in an exchange with others: by its innermost frame that is no library's own."""
+    """Whether a rank with this stack is in an exchange with others, by its innermost Python frame."""
     frames = [line for line in stack.splitlines() if line.lstrip().startswith("File ")]
     return bool(frames) and any(place in frames[-1] for place in _WAITING)
 
@@ -106,31 +106,31 @@ def summarise(run: Path, *, size: int) -> str:
     """Write crash.json from the reports that are there and return its headline."""
     reports = read(run)
     silent = [rank for rank in range(size) if rank not in {report.rank for report in reports}]
-    order: list[Kind] = ["raised", "hangs"]
-    # of several that hang, the one that is behind
-    culprits = [
-        min(own, key=lambda r: (r.step if kind == "hangs" else 0, r.time))
-        for kind in order
-        if (own := [r for r in reports if r.kind == kind])
-    ]
-    summary: dict[str, object]
-    if culprits:
-        first = culprits[0]
-        what = {"raised": first.error, "hangs": f"does not get on: {first.error}"}[first.kind]
+    raised = [report for report in reports if report.kind == "raised"]
+    hanging = [report for report in reports if report.kind == "hangs"]
+    first: Report | None = None
+    if raised or (reports and not hanging and not silent):
+        first = min(raised or reports, key=lambda report: report.time)
+        what = first.error
+    elif hanging:
+        first = min(hanging, key=lambda report: (report.step, report.time))  # the one that is behind
+        what = f"does not get on: {first.error}"
+    if first is not None:
         headline = f"rank {first.rank} on {first.host}, step {first.step + 1}, {first.phase}: {what}"
-        summary = {"first": first.rank, "keys": list(first.keys), "traceback": first.stack.splitlines()}
-    elif silent:
+    else:
         names = ", ".join(map(str, silent))
         headline = (
             f"rank{'s' if len(silent) > 1 else ''} {names} ended without a word: killed (out of memory? `dmesg`, "
             "`sacct`), or the node is gone"
         )
-        summary = {"first": silent[0], "keys": [], "traceback": []}
-    else:
-        first = min(reports, key=lambda r: r.time)
-        headline = f"rank {first.rank} on {first.host}, step {first.step + 1}, {first.phase}: {first.error}"
-        summary = {"first": first.rank, "keys": list(first.keys), "traceback": first.stack.splitlines()}
-    summary = {"headline": headline, **summary, "silent": silent, "reports": [asdict(r) for r in reports]}
+    summary = {
+        "headline": headline,
+        "first": first.rank if first else silent[0],
+        "keys": list(first.keys) if first else [],
+        "traceback": first.stack.splitlines() if first else [],
+        "silent": silent,
+        "reports": [asdict(report) for report in reports],
+    }
     try:
         write_json(run / "crash.json", summary)
     except OSError as error:

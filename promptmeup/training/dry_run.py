@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,14 +21,16 @@ from promptmeup.distributed.memory import STAGES, checkpoint_bytes, state_memory
 from promptmeup.distributed.peaks import peak_tflops
 from promptmeup.distributed.world import gpu_names
 from promptmeup.errors import ConfigError, ShardError, WeightsError
-from promptmeup.losses.cost import loss_flops, loss_memory
-from promptmeup.models.alignment import AlignmentModel
+from promptmeup.losses.cost import bank_shapes, loss_flops, loss_memory
+from promptmeup.models.alignment import AlignmentModel, PromptShapes, prompt_shapes
 from promptmeup.models.cost import parameters_by_part, row_cost, saved_bytes
 from promptmeup.models.sketch import sketch
 from promptmeup.models.weights import find_here
+from promptmeup.progress import listed
 from promptmeup.prompts.bank import load_banks
 from promptmeup.shard_format import finished_labels, labels_folder, read_label_manifest, read_manifest
 from promptmeup.tracking.console import duration, table
+from promptmeup.training.checkpoint import complete
 from promptmeup.training.inputs import choose_labels
 from promptmeup.training.label import LabelRunConfig
 from promptmeup.training.settings import PretrainConfig
@@ -39,9 +40,6 @@ GIB = 2**30
 EXAMPLE_GPU = "NVIDIA H100"
 """whose peak times are given for, where no GPU is in this machine"""
 EXAMPLE_MFU = 0.4
-
-Shapes = tuple[tuple[int, int], tuple[int, int]]
-"""(prompts, width) of the entities and of the relations"""
 
 
 def plan_pretraining(config: PretrainConfig, ranks: int | None) -> str:
@@ -66,7 +64,7 @@ def plan_pretraining(config: PretrainConfig, ranks: int | None) -> str:
     steps = config.steps or (math.ceil((config.epochs or 0) * pairs / config.global_batch) if pairs else None)
     lines += [("steps", _steps(config, steps, pairs, ranks))]
     try:
-        model = _sketch(config, shapes)
+        model = sketch(config.model, **prompt_shapes(config.model, shapes))
     except WeightsError as error:
         lines += [("model", f"not known: {error}")]
         return "\n".join([*listed(lines), *_start_lines(ranks)])
@@ -97,21 +95,15 @@ def ranks_here(environment: Mapping[str, str]) -> int:
     return 1
 
 
-def listed(lines: Sequence[tuple[str, str]]) -> list[str]:
-    """Return lines of a name and a text, the texts below each other."""
-    width = max(len(name) for name, _ in lines)
-    return [f"{name:<{width}}  {text}" for name, text in lines]
-
-
 def _earlier(out: Path) -> str:
-    pointer = out / "checkpoints" / "latest"
-    return f"; goes on from {pointer.read_text().strip()}" if pointer.exists() else ""
+    tags = complete(out)
+    return f"; goes on from {tags[-1]}" if tags else ""
 
 
 def _data(config: PretrainConfig) -> tuple[int | None, list[tuple[str, str]]]:
     """Return the pairs of an epoch, None where a corpus is not here, and lines about the corpora."""
     data = config.data
-    training = [data.train, *(part.path for part in data.blend)]
+    training = data.training
     shares = shares_of([part.share for part in data.blend])
     lines = [
         ("corpus" if share == 1 else f"corpus, {share:.0%}", describe_split(place))
@@ -141,12 +133,12 @@ def describe_split(place: str) -> str:
     )
 
 
-def _labels(config: PretrainConfig) -> tuple[Shapes | None, list[tuple[str, str]]]:
+def _labels(config: PretrainConfig) -> tuple[PromptShapes | None, list[tuple[str, str]]]:
     """Return the shapes of the banks, those of the paper where they are not here, and a line; None if not needed."""
     if not config.needs_labels:
         return None, []
     width = config.model.width
-    usual: Shapes = ((1000, width), (369, width))
+    usual: PromptShapes = ((1000, width), (369, width))
     assumed = f"assumed: 1000 entities and 369 relations of width {width}"
     if not _is_here(config.data.train):
         return usual, [("labels", f"not there yet; launch/label.py makes them; {assumed}")]
@@ -157,22 +149,12 @@ def _labels(config: PretrainConfig) -> tuple[Shapes | None, list[tuple[str, str]
     except (ConfigError, ShardError) as error:
         return usual, [("labels", f"{error}; {assumed}")]
     bank = read_label_manifest(folder)
-    shapes = (tuple(found.entities_KD.shape), tuple(found.relations_KD.shape))
+    shapes = bank_shapes(found)
     told = (
-        f"{folder.name}: {len(bank.entities)} entities, {len(bank.relations)} relations, width {shapes[0][1]}"
+        f"{folder.name}: {len(bank.entities)} entities, {len(bank.relations)} relations, "
+        f"width {found.entities_KD.shape[1]}"
     )
-    return shapes, [("labels", told)]  # type: ignore[return-value]
-
-
-def _sketch(config: PretrainConfig, shapes: Shapes | None) -> AlignmentModel:
-    """Return the model of `pretrain.build` without its values."""
-    width = config.model.width
-    (entities, entity_width), (relations, relation_width) = shapes or ((width, width), (width, width))
-    banks: dict[str, Any] = {}
-    if config.model.fusion:
-        banks = {"entity_width": entity_width, "relation_width": relation_width}
-        banks |= {"num_entities": entities, "num_relations": relations}
-    return sketch(config.model, **banks)
+    return shapes, [("labels", told)]
 
 
 def _weights(config: PretrainConfig) -> list[tuple[str, str]]:
@@ -214,7 +196,7 @@ def _steps(config: PretrainConfig, steps: int | None, pairs: int | None, ranks: 
 def _operations(
     config: PretrainConfig,
     model: AlignmentModel,
-    shapes: Shapes | None,
+    shapes: PromptShapes | None,
     *,
     ranks: int,
     steps: int | None,

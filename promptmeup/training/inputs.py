@@ -50,7 +50,7 @@ def choose_labels(split: Path, name: str | None) -> Path:
 def open_sources(config: PretrainConfig, world: World) -> tuple[Sources, Banks | None]:
     """Open the corpora of a run, with their soft labels and the banks of these where a loss needs them."""
     data = config.data
-    splits = [open_split(path, data.cache) for path in (data.train, *(part.path for part in data.blend))]
+    splits = [open_split(path, data.cache) for path in data.training]
     readers, banks = None, None
     if config.needs_labels:
         fetch_labels(splits[0], data.labels)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from promptmeup.distributed.world import World
+from promptmeup.distributed.world import World, broadcast_object
 from promptmeup.errors import ConfigError, UserError
 from promptmeup.tracking.signal_watch import SignalWatch
 from promptmeup.training import crash
@@ -32,6 +32,15 @@ _OTHERS_SECONDS = 5.0
 """that the reports of others are waited for"""
 
 
+@contextmanager
+def guarded(run: Path, *, world: World, timeout: float) -> Iterator["Lifeline"]:
+    """Put the last start's crash aside, and yield the lifeline of this one. Collective at its beginning."""
+    crashed = broadcast_object(crash.put_aside(run) if world.is_main else None, world)
+    with Lifeline(run, world=world, timeout=timeout) as life:
+        life.warnings = () if crashed is None else (f"the last start ended badly: {crashed}",)
+        yield life
+
+
 class Lifeline:
     """Used as a context around a whole run.
 
@@ -45,6 +54,8 @@ class Lifeline:
         """what is still to be done when the rank is ended from the thread, such as closing the tracker"""
         self.told: Callable[[str], None] = lambda _: None
         """is told a stop signal's name as it comes, whatever the main thread does"""
+        self.warnings: tuple[str, ...] = ()
+        """what is to be told of the start before"""
         self._run, self._world, self._timeout = run, world, timeout
         self._step, self._phase = 0, _STARTING
         self._keys: Sequence[str] = ()

@@ -40,7 +40,8 @@ from promptmeup.distributed.world import (
     warn,
 )
 from promptmeup.errors import NotFiniteError
-from promptmeup.models.alignment import AlignmentModel, build_model
+from promptmeup.losses.cost import bank_shapes
+from promptmeup.models.alignment import AlignmentModel, build_model, prompt_shapes
 from promptmeup.models.saving import load_matching, save_model
 from promptmeup.models.text import load_tokenizer
 from promptmeup.records import Banks, Batch, RunState
@@ -48,10 +49,9 @@ from promptmeup.tracking.provenance import environment
 from promptmeup.tracking.system import NodeWatch
 from promptmeup.tracking.tracker import Tracker
 from promptmeup.training import checkpoint
-from promptmeup.training.crash import put_aside
 from promptmeup.training.evaluation import evaluate_retrieval
 from promptmeup.training.inputs import datasets, galleries, open_sources, write_description
-from promptmeup.training.lifeline import Lifeline
+from promptmeup.training.lifeline import Lifeline, guarded
 from promptmeup.training.loop import Every, fit
 from promptmeup.training.optim import build_optimizer, rate_scale, set_rates
 from promptmeup.training.seeds import step_seed
@@ -83,15 +83,12 @@ def train(config: PretrainConfig, world: World, stop: StopFlag | None = None) ->
     if not may_start(config.out, world):
         say(world, f"{config.out / STOP_FILE} is there, so nothing is done; remove it to go on")
         return 0
-    crashed = broadcast_object(put_aside(config.out) if world.is_main else None, world)
-    with Lifeline(config.out, world=world, timeout=config.engine.timeout) as life:
+    with guarded(config.out, world=world, timeout=config.engine.timeout) as life:
         orders = Orders(config.out, stop=stop or StopFlag(), world=world)
-        return _train(config, world, orders=orders, life=life, crashed=crashed)
+        return _train(config, world, orders=orders, life=life)
 
 
-def _train(
-    config: PretrainConfig, world: World, *, orders: Orders, life: Lifeline, crashed: str | None
-) -> int:
+def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeline) -> int:
     torch.manual_seed(config.seed)  # every rank starts from the same random weights
 
     sources, banks = open_sources(config, world)
@@ -107,7 +104,7 @@ def _train(
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
     dtype = compute_dtype(config.engine, model, world.device)
-    found = checkpoint.find(config.out, order=sources.identity, world=world, warn=warn)
+    found = checkpoint.find(config.out, order=sources.identity, world=world)
     state = found.state if found else RunState(order=sources.identity)
     own_layout = layout(zero_stage=config.engine.zero_stage, ranks=world.size, dtype=dtype)
     moved_from = state.layout if found and state.layout != own_layout else None
@@ -176,7 +173,8 @@ def _train(
     )
 
     def step(batch: Batch, number: int) -> dict[str, Tensor]:
-        throughput.note(batch)
+        if world.is_main:
+            throughput.note(batch)
         torch.manual_seed(step_seed(config.seed, step=number, rank=world.rank))
         scale = rate_scale(number, total_steps=total_steps, config=config.optim)
         set_rates(engine.optimizer, peaks=peaks, scale=scale)
@@ -222,8 +220,7 @@ def _train(
             try:
                 _export(engine, config.out / "best", model=model, tokenizer=hf_tokenizer, world=world)
             except OSError as error:  # a full disk, for one; the model is in the checkpoints too
-                text = f"{error}; training goes on"
-                tracker.event("warning", state.step, text=text)
+                tracker.event("warning", state.step, text=f"{error}; training goes on")
         return False
 
     def save() -> str | None:
@@ -250,10 +247,8 @@ def _train(
             step=state.step,
             datasets=datasets(sources.splits, val),
         )
-        for text in found.damaged if found else ():
+        for text in (*life.warnings, *(found.damaged if found else ())):
             tracker.event("warning", state.step, text=text)
-        if crashed:
-            tracker.event("warning", state.step, text=f"the last start ended badly: {crashed}")
         if moved_from:
             tracker.event("moved", state.step, checkpoint=moved_from, run=own_layout)
         for gallery in galleries(sources.splits):
@@ -286,19 +281,7 @@ def _train(
 
 def build(config: PretrainConfig, banks: Banks | None) -> AlignmentModel:
     """Return the model with its initial weights, on the CPU."""
-    shapes = {}
-    if config.model.fusion:
-        # without soft labels the two heads are never trained; any shape will do
-        any_shape = (config.model.width, config.model.width)
-        num_entities, entity_width = banks.entities_KD.shape if banks else any_shape
-        num_relations, relation_width = banks.relations_KD.shape if banks else any_shape
-        shapes = {
-            "entity_width": entity_width,
-            "relation_width": relation_width,
-            "num_entities": num_entities,
-            "num_relations": num_relations,
-        }
-    model = build_model(config.model, **shapes)
+    model = build_model(config.model, **prompt_shapes(config.model, bank_shapes(banks)))
     if config.start_from is not None:
         load_matching(model, config.start_from)
     return model

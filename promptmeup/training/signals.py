@@ -8,9 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from promptmeup.distributed.world import World, agree, broadcast_object, highest
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-"""SIGTERM: launchers and people; SIGINT: Ctrl-C; SIGUSR2: Slurm, ahead of the time limit."""
+from promptmeup.tracking.signal_watch import STOP_SIGNALS
 
 SAVED_EXIT_CODE = 85
 """What a run stopped by a signal exits with after saving: "not finished, start me again"."""

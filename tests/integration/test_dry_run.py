@@ -67,6 +67,14 @@ def on(world: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("nothing_is_done")
+def test_where_it_goes_on_from(news_world: Path, tmp_path: Path, capsys: Shown) -> None:
+    (tmp_path / "run/checkpoints/step-00000004").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/step-00000004/run_state.json").touch()
+    (tmp_path / "run/checkpoints/step-00000008.partial").mkdir()
+    assert pretrain("--dry-run", *TINY, *on(news_world), f"out={tmp_path}/run", "steps=9") == 0
+    assert f"run         {tmp_path}/run, 1 rank; goes on from step-00000004\n" in capsys.readouterr().out
+
+
 def test_a_run_on_a_packed_corpus(news_world: Path, tmp_path: Path, capsys: Shown) -> None:
     overrides = [*TINY, *on(news_world), f"out={tmp_path}/run", "steps=null", "epochs=2"]
     assert pretrain("--dry-run=2", *overrides) == 0

@@ -2,8 +2,9 @@
 
 import json
 
-from promptmeup.doctor.finding import Finding, Report, failed, look, ok, spoken, together, warning, where
+from promptmeup.doctor.finding import Finding, Report, failed, look, ok, together, warning, where
 from promptmeup.errors import ShardError
+from promptmeup.progress import spoken
 
 HOSTS = {0: "node1", 1: "node1", 2: "node2", 3: "node2"}
 

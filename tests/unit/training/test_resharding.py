@@ -94,7 +94,7 @@ def _go_on(
 ) -> dict[str, Tensor]:
     """Three more steps of the checkpoint in `run`, in the layout that is given."""
     model, make = _build(stage, precision, world)
-    found = checkpoint.find(run, order={}, world=world, warn=print)
+    found = checkpoint.find(run, order={}, world=world)
     assert found is not None and found.state.step == 3
     if is_loaded:
         engine = make()
@@ -229,7 +229,7 @@ def test_weights_before_the_first_step(written: Path) -> None:
 
 
 def _other_model(world: World, run: Path) -> None:
-    found = checkpoint.find(run, order={}, world=world, warn=print)
+    found = checkpoint.find(run, order={}, world=world)
     assert found is not None
     whole = read_whole(found.folder, found.tag) if world.is_main else None
     give_weights(whole, nn.Linear(7, 13), world=world)
