@@ -67,12 +67,15 @@ def on(world: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("nothing_is_done")
-def test_where_it_goes_on_from(news_world: Path, tmp_path: Path, capsys: Shown) -> None:
-    (tmp_path / "run/checkpoints/step-00000004").mkdir(parents=True)
-    (tmp_path / "run/checkpoints/step-00000004/run_state.json").touch()
-    (tmp_path / "run/checkpoints/step-00000008.partial").mkdir()
-    assert pretrain("--dry-run", *TINY, *on(news_world), f"out={tmp_path}/run", "steps=9") == 0
-    assert f"run         {tmp_path}/run, 1 rank; goes on from step-00000004\n" in capsys.readouterr().out
+def test_where_it_goes_on_from(
+    news_world: Path, tmp_path_factory: pytest.TempPathFactory, capsys: Shown
+) -> None:
+    run = tmp_path_factory.mktemp("earlier") / "run"
+    (run / "checkpoints/step-00000004").mkdir(parents=True)
+    (run / "checkpoints/step-00000004/run_state.json").touch()
+    (run / "checkpoints/step-00000008.partial").mkdir()
+    assert pretrain("--dry-run", *TINY, *on(news_world), f"out={run}", "steps=9") == 0
+    assert f"run         {run}, 1 rank; goes on from step-00000004\n" in capsys.readouterr().out
 
 
 def test_a_run_on_a_packed_corpus(news_world: Path, tmp_path: Path, capsys: Shown) -> None:
