@@ -197,6 +197,8 @@ class Batch:
     """float32 factors of brightness, contrast and saturation, where they are still to be applied"""
     substitutes: tuple[Substitute, ...] = ()
     """rows whose own data is damaged"""
+    lengths: tuple[int, ...] | None = None
+    """real tokens of each caption, ascending, known without asking the device; None: not known, or in no order"""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -212,7 +214,10 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> Batch:
         """Return the batch of some of the rows."""
-        return replace(self._map(lambda tensor: tensor[start:stop]), keys=self.keys[start:stop])
+        lengths = None if self.lengths is None else self.lengths[start:stop]
+        return replace(
+            self._map(lambda tensor: tensor[start:stop]), keys=self.keys[start:stop], lengths=lengths
+        )
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory; a DataLoader with `pin_memory` calls this by its name."""

@@ -62,9 +62,14 @@ def collate(
 ) -> Batch:
     """Return the examples as one batch, images as uint8, with the first `max_objects` boxes of each, in stored order.
 
+    Rows are sorted by the length of their captions, so that a model may work on short and long ones apart.
+
     A soft label is kept when its largest probability reaches `min_confidence` and its object is there.
     """
     tokens_BL, token_mask_BL = tokenizer([e.text for e in examples], max_length=max_tokens)
+    lengths_B, order_B = token_mask_BL.sum(1).sort(stable=True)
+    tokens_BL, token_mask_BL = tokens_BL[order_B], token_mask_BL[order_B]
+    examples = [examples[row] for row in order_B.tolist()]
     boxes_BM4 = torch.zeros((len(examples), max_objects, 4), dtype=torch.float32)
     box_mask_BM = torch.zeros((len(examples), max_objects), dtype=torch.bool)
     for row, example in enumerate(examples):
@@ -97,4 +102,5 @@ def collate(
         object_labels=object_labels,
         image_labels=image_labels,
         substitutes=substitutes,
+        lengths=tuple(lengths_B.tolist()),
     )

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from promptmeup.config import Config
+from promptmeup.distributed.memory import bucket_of
 from promptmeup.distributed.world import World
 from promptmeup.errors import CheckpointError, ConfigError, NotFiniteError
 
@@ -44,11 +45,24 @@ class EngineConfig(Config):
     """ZeRO: 0 nothing sharded, 1 optimizer state, 2 gradients too, 3 parameters too"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU and for models with batch normalisation"""
+    compile: bool = False
+    """compile the transformer layers (torch.compile): minutes at the start, needs a C++ compiler, not at ZeRO 3"""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """selective: keep what products of matrices and attention give, compute norms, GELU and dropout again; full: keep
+    each layer's input alone, for one more forward pass of the layers"""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """largest norm of the gradient; 0 switches clipping off"""
     timeout: float = Field(default=1800.0, gt=0)
     """seconds that a rank waits for the others, and that a step, an evaluation or a checkpoint may take; a run in which
     one rank hangs ends after it, saying which"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile does not go with zero_stage 3, which swaps parameters while a layer runs: take zero_stage 2"
+            )
+        return self
 
 
 def compute_dtype(config: EngineConfig, model: nn.Module, device: torch.device) -> torch.dtype:
@@ -89,7 +103,10 @@ def build_engine(
         "train_micro_batch_size_per_gpu": batch,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.gradient_clipping,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "reduce_bucket_size": bucket_of(sum(p.numel() for p in model.parameters() if p.requires_grad)),
+        },
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": compute_dtype(config, model, world.device) is torch.bfloat16},
     }

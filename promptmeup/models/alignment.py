@@ -1,6 +1,6 @@
 """The student, and without its fusion half the teacher: photo and caption -> features for every loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from promptmeup.config import Config
 from promptmeup.errors import ConfigError
 from promptmeup.models.fusion import FusionEncoder
 from promptmeup.models.heads import TEMPERATURE_RANGE, Heads, pool_boxes, unit
+from promptmeup.models.spans import spans
 from promptmeup.models.text import TextConfig, TextEncoder, build_bert
 from promptmeup.models.vision import VisionConfig, VisionEncoder, build_vision
 from promptmeup.models.weights import RANDOM
@@ -105,6 +106,7 @@ class AlignmentModel(nn.Module):
         boxes_BM4: Tensor | None = None,
         box_mask_BM: Tensor | None = None,
         on_text: Callable[[Tensor], Tensor] | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         """Return fields of records.Features.
 
@@ -118,6 +120,8 @@ class AlignmentModel(nn.Module):
             boxes_BM4: x0, y0, x1, y1 in [0, 1] of the photo, with `box_mask_BM`, bool.
             on_text: called with `text_BD` before the fusion half runs, so that what starts there is hidden by
                 it; what it returns becomes `text_BD`.
+            lengths: real tokens of each caption, ascending, where the host knows them: captions are then worked on
+                in groups of about the same length; nothing but dropout's random numbers depends on it.
         """
         features: dict[str, Tensor] = {}
         if images_BCSS is not None:
@@ -125,8 +129,9 @@ class AlignmentModel(nn.Module):
             features["image_BD"] = unit(self.heads.image(vector_BH))
         if tokens_BL is not None:
             assert token_mask_BL is not None
-            states_BLH = self.text(tokens_BL, token_mask_BL)
-            text_BD = unit(self.heads.text(self._pool_text(states_BLH, token_mask_BL)))
+            groups = _groups(tokens_BL, token_mask_BL, lengths)
+            states = [(self.text(tokens, mask), mask) for tokens, mask in groups]
+            text_BD = unit(self.heads.text(torch.cat([self._pool_text(*group) for group in states])))
             features["text_BD"] = text_BD if on_text is None else on_text(text_BD)
         assert features, "give photos, captions or both"
         if images_BCSS is None or tokens_BL is None:
@@ -134,9 +139,12 @@ class AlignmentModel(nn.Module):
         features["temperature"] = self.heads.temperature()
         if self.fusion is not None:
             image_tokens_BPH = torch.cat([vector_BH.unsqueeze(1), tokens_BPH], dim=1)
-            fused_BLH, fused_BPH = self.fusion(states_BLH, token_mask_BL, image_tokens_BPH)
+            images = torch.split(image_tokens_BPH, [len(mask) for _, mask in states])
+            fused = [self.fusion(*group, image) for group, image in zip(states, images, strict=True)]
+            cls_BH = torch.cat([text_BLH[:, 0] for text_BLH, _ in fused])
             # the first image token is the photo's vector, not a patch
-            features |= self._fused(fused_BLH[:, 0], fused_BPH[:, 1:], boxes_BM4, box_mask_BM)
+            patches_BPH = torch.cat([image_BPH[:, 1:] for _, image_BPH in fused])
+            features |= self._fused(cls_BH, patches_BPH, boxes_BM4, box_mask_BM)
         return features
 
     def encode_images(self, images_BCSS: Tensor) -> Tensor:
@@ -190,6 +198,18 @@ class AlignmentModel(nn.Module):
             if not classifies:
                 features["object_temperature"] = self.heads.object_temperature()
         return features
+
+
+def _groups(
+    tokens_BL: Tensor, token_mask_BL: Tensor, lengths: Sequence[int] | None
+) -> list[tuple[Tensor, Tensor]]:
+    """Return token ids and masks in groups of neighbouring rows, cut at the longest caption of each."""
+    if lengths is None:
+        return [(tokens_BL, token_mask_BL)]
+    cut = spans(lengths, longest=tokens_BL.shape[1])
+    rows = [count for count, _ in cut]
+    parts = zip(torch.split(tokens_BL, rows), torch.split(token_mask_BL, rows), cut, strict=True)
+    return [(tokens[:, :length], mask[:, :length]) for tokens, mask, (_, length) in parts]
 
 
 PromptShapes = tuple[tuple[int, int], tuple[int, int]]

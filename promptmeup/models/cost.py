@@ -6,6 +6,7 @@ are what the model really does. Rows do not meet in it, so its cost is linear in
 a quadratic polynomial in L, since attention is the only part that is more than linear: three lengths give it exactly.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from promptmeup.models.alignment import AlignmentModel
+from promptmeup.models.layers import EXPENSIVE, Checkpointing, checkpoint_layers, transformer_layers
 
 LENGTHS = (8, 16, 32)
 """at which the polynomial is fixed"""
@@ -79,14 +82,20 @@ def row_cost(model: AlignmentModel, *, max_objects: int) -> RowCost:
 
 
 def saved_bytes(
-    model: AlignmentModel, *, length: int, max_objects: int, dtype: torch.dtype = torch.float32
+    model: AlignmentModel,
+    *,
+    length: int,
+    max_objects: int,
+    dtype: torch.dtype = torch.float32,
+    checkpointing: Checkpointing = "none",
 ) -> SavedBytes:
-    """Return what the forward pass of a `sketch.sketch` keeps for the backward pass.
+    """Return what the forward pass of a `sketch.sketch` keeps for the backward pass, `checkpointing` its layers.
 
     Attention is taken to be fused, as it is on a GPU: it keeps its inputs, its output and a number a row, and not the
-    probabilities. The model is left in `dtype`.
+    probabilities. The model is left in `dtype`, with its layers checkpointed.
     """
     model.to(dtype)
+    checkpoint_layers(model, checkpointing)
     few, more = (_saved(model, rows=rows, length=length, max_objects=max_objects) for rows in (2, 4))
     row = (more - few) // 2
     return SavedBytes(row, few - 2 * row)
@@ -152,10 +161,49 @@ def _saved(model: AlignmentModel, *, rows: int, length: int, max_objects: int) -
             kept[storage._cdata] = storage  # held, so that no other gets its number
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor), _FusedAttention():
+    # torch's checkpoints keep what they need themselves, where these hooks do not see it
+    checkpointed = [layer for layer in transformer_layers(model) if "forward" in vars(layer)]
+    products = _Products(keep)
+    handles = []
+    for layer in checkpointed:
+        handles += [layer.register_forward_pre_hook(lambda _, inputs: (keep(inputs[0]), None)[1])]
+        if vars(layer)["forward"].keywords.get("context_fn"):
+            handles += [
+                layer.register_forward_pre_hook(lambda *_: products.look(True)),
+                layer.register_forward_hook(lambda *_: products.look(False)),
+            ]
+    with (
+        warnings.catch_warnings(),
+        saved_tensors_hooks(keep, lambda tensor: tensor),
+        products,
+        _FusedAttention(),
+    ):
+        # of a torch to come, whose selective checkpoints will show these hooks what they keep
+        warnings.simplefilter("ignore", FutureWarning)
         features = run(model, rows=rows, length=length, max_objects=max_objects)
+    for handle in handles:
+        handle.remove()
     del features
     return sum(storage.nbytes() for storage in kept.values())
+
+
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Shows what selective checkpoints keep, while it looks: the outputs of what is expensive."""
+
+    def __init__(self, keep: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._keep, self._looks = keep, False
+
+    def look(self, looks: bool) -> None:
+        self._looks = looks
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = operation(*args, **(kwargs or {}))
+        if self._looks and operation in EXPENSIVE:
+            for value in found if isinstance(found, tuple) else (found,):
+                if isinstance(value, Tensor):
+                    self._keep(value)
+        return found
 
 
 class _FusedAttention(TorchFunctionMode):

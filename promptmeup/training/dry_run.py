@@ -250,7 +250,11 @@ def _memory(
     rows = config.global_batch // ranks
     in_model = min(rows, config.micro_batch or rows)
     saved = saved_bytes(
-        model, length=config.data.max_tokens, max_objects=config.data.max_objects, dtype=dtype
+        model,
+        length=config.data.max_tokens,
+        max_objects=config.data.max_objects,
+        dtype=dtype,
+        checkpointing=config.engine.activation_checkpointing,
     )
     activations = saved.of(in_model) + loss_memory(
         config.loss, rows=rows, columns=config.global_batch, width=config.model.width, dtype=dtype

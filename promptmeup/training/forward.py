@@ -26,6 +26,7 @@ def forward(
             boxes_BM4=batch.boxes_BM4,
             box_mask_BM=batch.box_mask_BM,
             on_text=on_text,
+            lengths=batch.lengths,
         )
     )
 

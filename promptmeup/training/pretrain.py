@@ -42,6 +42,7 @@ from promptmeup.distributed.world import (
 from promptmeup.errors import NotFiniteError
 from promptmeup.losses.cost import bank_shapes
 from promptmeup.models.alignment import AlignmentModel, build_model, prompt_shapes
+from promptmeup.models.layers import checkpoint_layers, compile_layers
 from promptmeup.models.saving import load_matching, save_model
 from promptmeup.models.text import load_tokenizer
 from promptmeup.records import Banks, Batch, RunState
@@ -111,6 +112,9 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
     whole = read_whole(found.folder, found.tag) if found and moved_from and world.is_main else None
     if moved_from:
         give_weights(whole, model, world=world)
+    checkpoint_layers(model, config.engine.activation_checkpointing)
+    if config.engine.compile:
+        compile_layers(model)
     engine = build_engine(
         model,
         optimizer=optimizer,

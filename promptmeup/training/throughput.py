@@ -1,5 +1,7 @@
 """How much of the hardware a run uses: achieved FLOP/s of a rank, and their share of its peak (MFU)."""
 
+from collections.abc import Sequence
+
 import torch
 
 from promptmeup.distributed.peaks import peak_tflops
@@ -9,6 +11,7 @@ from promptmeup.losses.total import LossConfig
 from promptmeup.models.alignment import AlignmentModel
 from promptmeup.models.cost import RowCost, row_cost
 from promptmeup.models.sketch import sketch_of
+from promptmeup.models.spans import Span, spans
 from promptmeup.records import Banks, Batch
 
 
@@ -36,7 +39,7 @@ def step_flops(
 class Throughput:
     """Turns pairs per second into FLOP/s, knowing how long the captions were.
 
-    Counted as is usual: forward and backward pass, captions as long as they were padded to, nothing that is done twice.
+    Counted as is usual: forward and backward pass, captions as long as they were worked on, nothing that is done twice.
 
     Args:
         rows: pairs of a rank in each step.
@@ -70,21 +73,30 @@ class Throughput:
         names = gpu_names() if world.device.type == "cuda" else []
         self._peak = peak or (peak_tflops(names[world.device.index or 0], dtype) if names else None)
         self._cost: RowCost | None = None
-        self._lengths: list[int] = []
+        self._steps: list[list[Span]] = []
 
     def note(self, batch: Batch) -> None:
-        """Take in the length of a step's captions."""
-        self._lengths.append(batch.tokens_BL.shape[1])
+        """Take in the lengths of a step's captions."""
+        self._steps.append(worked_on(batch))
 
     def rates(self, pairs_per_second: float) -> dict[str, float]:
         """Return "tflops" of each rank, and "mfu" (0 to 1) where the peak is known, since the call before."""
-        lengths, self._lengths = self._lengths, []
-        if not lengths:
+        steps, self._steps = self._steps, []
+        if not steps:
             return {}
         if self._cost is None:  # a second that every rank but the first can do without
             self._cost = row_cost(sketch_of(self._model), max_objects=self._max_objects)
-        total = sum(
-            step_flops(self._cost, rows=self._rows, length=length, losses=self._losses) for length in lengths
-        )
-        tflops = pairs_per_second / self._ranks * total / (len(lengths) * self._rows) / 1e12
+        total = sum(batch_flops(self._cost, spans) + self._losses for spans in steps)
+        tflops = pairs_per_second / self._ranks * total / (len(steps) * self._rows) / 1e12
         return {"tflops": tflops} | ({} if self._peak is None else {"mfu": tflops / self._peak})
+
+
+def worked_on(batch: Batch) -> list[Span]:
+    """Return (rows, tokens) of the groups that the model works on its captions in."""
+    longest = batch.tokens_BL.shape[1]
+    return [(len(batch), longest)] if batch.lengths is None else spans(batch.lengths, longest=longest)
+
+
+def batch_flops(cost: RowCost, groups: Sequence[Span]) -> float:
+    """Return the floating-point operations of a step on rows in `groups`, those of the losses apart."""
+    return sum(rows * cost.step_flops(length) for rows, length in groups)

@@ -12,6 +12,7 @@ from promptmeup.errors import WeightsError
 from promptmeup.models import cost
 from promptmeup.models.alignment import AlignmentModel, ModelConfig, build_model
 from promptmeup.models.cost import parameters_by_part, row_cost, saved_bytes
+from promptmeup.models.layers import Checkpointing, checkpoint_layers, transformer_layers
 from promptmeup.models.sketch import sketch, sketch_of
 from promptmeup.models.text import TextConfig
 from promptmeup.models.vision import VisionConfig
@@ -105,16 +106,24 @@ def test_a_polynomial_of_the_length_is_exact(length: int) -> None:
     assert found == pytest.approx(counter.get_total_flops() / 3, rel=1e-12)
 
 
-@pytest.mark.parametrize("config", [tiny_config(), SMALL])
-def test_saved_bytes_are_what_the_allocator_gives(config: ModelConfig) -> None:
+@pytest.mark.parametrize(
+    ("config", "checkpointing"),
+    [(tiny_config(), "none"), (SMALL, "none"), (tiny_config(), "selective"), (tiny_config(), "full")],
+)
+def test_saved_bytes_are_what_the_allocator_gives(config: ModelConfig, checkpointing: Checkpointing) -> None:
     model = build_model(config, **BANKS).train()
+    checkpoint_layers(model, checkpointing)
     batch = real_batch(model)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         features = model(*batch)
     # the pixels wait too, for the gradient of what reads them, and were made before
     measured = sum(event.self_cpu_memory_usage for event in found.events()) + batch[0].nbytes
     del features
-    estimate = saved_bytes(sketch_of(model), length=LENGTH, max_objects=OBJECTS).of(ROWS)
+    if checkpointing != "none":  # each notes the state of the random numbers
+        measured -= len(transformer_layers(model)) * torch.get_rng_state().nbytes
+    estimate = saved_bytes(
+        sketch_of(model), length=LENGTH, max_objects=OBJECTS, checkpointing=checkpointing
+    ).of(ROWS)
     assert estimate == pytest.approx(measured, rel=0.02)
 
 

