@@ -199,7 +199,7 @@ def test_save_and_stop_files(news_world: Path, tmp_path: Path) -> None:
 
 
 def _wait(condition: Any) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)

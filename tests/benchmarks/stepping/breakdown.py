@@ -85,44 +85,50 @@ def _marked(model: AlignmentModel) -> Iterator[None]:
 def _marked_update() -> Iterator[None]:
     import deepspeed
 
-    update = deepspeed.DeepSpeedEngine.step
+    def marked(name: str, part: str) -> Any:
+        method = getattr(deepspeed.DeepSpeedEngine, name)
 
-    def marked(engine: Any, *arguments: Any, **named: Any) -> Any:
-        with record_function(_MARK + "optimizer"):
-            return update(engine, *arguments, **named)
+        def run(engine: Any, *arguments: Any, **named: Any) -> Any:
+            with record_function(_MARK + part):
+                return method(engine, *arguments, **named)
 
-    with mock.patch.object(deepspeed.DeepSpeedEngine, "step", marked):
+        return mock.patch.object(deepspeed.DeepSpeedEngine, name, run)
+
+    # of the backward pass itself, what belongs to no operation of the forward pass is DeepSpeed's work on gradients
+    with marked("step", "optimizer"), marked("backward", "gradients"):
         yield
 
 
 def _by_part(events: Any, time: str) -> dict[str, float]:
     """Return microseconds by part."""
     owner: dict[int, str] = {}
+    threads = set()
     for event in events:
         part = _marked_part(event)
-        if event.sequence_nr >= 0 and part is not None:
-            owner.setdefault(event.sequence_nr, part)
+        if part is not None:
+            threads.add(event.thread)
+            if event.sequence_nr >= 0 and part != "gradients":
+                owner.setdefault(event.sequence_nr, part)
     found: dict[str, float] = defaultdict(float)
     for event in events:
         if not event.is_async and not event.name.startswith(_MARK):
-            found[_part(event, owner)] += getattr(event, time)
+            # on a GPU autograd has a thread of its own, where no mark is
+            unknown = "other" if event.thread in threads else "gradients"
+            found[_part(event, owner, unknown)] += getattr(event, time)
     return found
 
 
-def _part(event: Any, owner: dict[int, str]) -> str:
+def _part(event: Any, owner: dict[int, str], unknown: str) -> str:
     """Return what `event` works for: an exchange, a marked part, or the part whose backward pass it is in."""
     chain = list(_ancestors(event))
     if any(name.name.startswith(("c10d::", "gloo:", "nccl:")) for name in chain):
         return "communication"
-    part = _marked_part(event)
-    if part is not None:
-        return part
     for ancestor in chain:
-        if "AccumulateGrad" in ancestor.name:
-            return "gradients"
+        if ancestor.name.startswith(_MARK):
+            return str(ancestor.name).removeprefix(_MARK)
         if ancestor.name.startswith("autograd::engine") and ancestor.sequence_nr in owner:
             return owner[ancestor.sequence_nr]
-    return "other"
+    return unknown
 
 
 def _marked_part(event: Any) -> str | None:
