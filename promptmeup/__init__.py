@@ -6,8 +6,7 @@ training, tracking, extraction. DESIGN.md draws the picture and gives the reason
 
 import importlib
 import sys
-
-import wrapt
+from contextlib import suppress
 
 __version__ = "0.1.0"
 
@@ -20,4 +19,8 @@ def _register(_: object) -> None:
 
 # AutoModel learns of our models once it and this package are imported, in whatever order; importing transformers
 # here would cost seconds in the many small processes that need none of it.
-wrapt.register_post_import_hook(_register, "transformers.models.auto.modeling_auto")
+# A GPU node may have no wrapt: there, whatever trains imports promptmeup.models itself.
+with suppress(ModuleNotFoundError):
+    import wrapt
+
+    wrapt.register_post_import_hook(_register, "transformers.models.auto.modeling_auto")

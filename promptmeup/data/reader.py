@@ -4,6 +4,7 @@ An index entry says where a member lies in its shard, so any sample costs one re
 right behind the photo (`make bench-loader` compares that with streaming the tars).
 """
 
+import json
 import mmap
 import os
 from collections import OrderedDict
@@ -15,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 from zlib import crc32
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from promptmeup import shard_format
@@ -233,6 +233,8 @@ class PackedSplit:
         Raises:
             ShardError: a shard has vanished or was changed.
         """
+        import orjson  # as all that a step on synthetic tensors does without
+
         rows = self.index[samples]
         columns = [rows[name].tolist() for name in PLACE]
         maps = {} if checksums else {shard: memoryview(self._map(shard)) for shard in set(columns[0])}
@@ -300,7 +302,7 @@ def _open_split(folder: Path, remote: ShardCache | None) -> PackedSplit:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"cannot be read: {error.strerror}"
-    if isinstance(error, orjson.JSONDecodeError):
+    if isinstance(error, json.JSONDecodeError):
         return f"not JSON ({error})"
     return str(error) if isinstance(error, ValueError) else "its JSON is not a record"
 

@@ -40,7 +40,8 @@ class TextTokenizer:
         local = Path(source).is_dir()
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=local)
-        except (OSError, ValueError) as error:
+        # transformers 5.0 looks for sentencepiece and protobuf where it finds no tokenizer
+        except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
             raise WeightsError(
                 f"no tokenizer in '{source}' ({reason}); give a directory with tokenizer.json, or the name "

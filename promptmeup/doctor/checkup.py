@@ -18,6 +18,7 @@ from promptmeup.distributed.world import choose_device, place
 from promptmeup.doctor import corpora, devices, disk, job, machine, weights
 from promptmeup.doctor.finding import Finding, Report, failed, look, ok, together, warning, where
 from promptmeup.errors import TrainingError, WeightsError
+from promptmeup.tracking.mlflow_run import insist_on_mlflow
 from promptmeup.tracking.reach import reach
 from promptmeup.tracking.settings import TrackingConfig
 from promptmeup.training.settings import PretrainConfig
@@ -262,5 +263,6 @@ def _batch(global_batch: int, size: int) -> Finding:
 def _tracker(tracking: TrackingConfig) -> Finding:
     if tracking.uri is None:
         return ok("MLflow is switched off (tracking.uri=null); the journal has every value")
+    insist_on_mlflow(tracking.uri)
     answers, text = reach(tracking.uri)
     return ok(f"MLflow: {text}") if answers else warning(f"MLflow: {text}")

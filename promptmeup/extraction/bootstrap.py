@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from seqeval.metrics.sequence_labeling import get_entities
 
 from promptmeup.errors import CorpusError
 from promptmeup.extraction.predictions import (
@@ -153,6 +152,8 @@ def draws(
 
 def _counts(prediction: EntityPrediction | RelationPrediction, none: str | None) -> tuple[int, int, int]:
     if isinstance(prediction, EntityPrediction):
+        from seqeval.metrics.sequence_labeling import get_entities
+
         gold = set(get_entities(list(known_gold(prediction.id, prediction.gold))))
         found = set(get_entities(list(prediction.tags)))
         return len(gold & found), len(found), len(gold)

@@ -16,12 +16,14 @@ from promptmeup.extraction.report import describe_corpus, labels_line, spread, s
 from promptmeup.extraction.seed_run import FinetuneConfig, train_seed
 from promptmeup.shard_format import write_json
 from promptmeup.tracking.console import table
+from promptmeup.tracking.mlflow_run import insist_on_mlflow
 from promptmeup.training.lifeline import guarded
 from promptmeup.training.signals import STOP_FILE, Orders, StopFlag, may_start
 
 
 def finetune(config: FinetuneConfig) -> None:
     """Run `config` on this process's share of the world; goes on by itself where an earlier start stopped."""
+    insist_on_mlflow(config.tracking.uri)
     stop = StopFlag()
     accelerator, world = join_accelerator(
         precision=config.precision,

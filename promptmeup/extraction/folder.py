@@ -89,7 +89,7 @@ def load_finetuned(folder: Path, *, device: torch.device | None = None) -> Finet
                 )
             model, report = AutoModel.from_pretrained(place, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise WeightsError(f"cannot read the model in {place}: {error}") from error
     # transformers fills what is missing with random numbers
     if wrong := sorted({*report["missing_keys"], *report["unexpected_keys"]}):

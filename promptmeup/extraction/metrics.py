@@ -16,10 +16,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seqeval.metrics import v1
-from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
-from seqeval.scheme import IOB2, Entities
-
 from promptmeup.extraction.predictions import EntityPrediction, RelationPrediction, known_gold
 
 
@@ -70,6 +66,10 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     Raises:
         ValueError: they have not.
     """
+    from seqeval.metrics import v1
+    from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
+    from seqeval.scheme import IOB2, Entities
+
     assert gold
     true, found = [list(tags) for tags in gold], [list(tags) for tags in predicted]
     pairs = [pair for rows in zip(true, found, strict=True) for pair in zip(*rows, strict=True)]

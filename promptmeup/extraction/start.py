@@ -93,7 +93,7 @@ def _exported(folder: Path, *, text_only: bool) -> tuple[FusedEncoder, VisionCon
         with quiet_transformers():
             model = AutoModel.from_pretrained(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise WeightsError(f"cannot read the model in {folder}: {error}") from error
     if model.config.model_type == "promptmeup":
         return *_of_alignment(model.alignment, str(folder), text_only=text_only), tokenizer

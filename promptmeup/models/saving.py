@@ -129,7 +129,7 @@ def load_saved_tokenizer(folder: Path) -> Any:
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise WeightsError(f"{folder} holds no readable tokenizer/ folder: {error}") from error
 
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from transformers import AutoConfig, BertConfig, ViTConfig
 
@@ -121,6 +120,8 @@ def _vision_model(config: VisionConfig) -> Any:
 def _timm_name(source: str, folder: Path | None) -> str | None:
     if folder is not None and (folder / "config.json").exists():
         return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"])
+    import timm
+
     name = source.rpartition("/")[2].partition(".")[0]  # timm/vit_base_patch16_224.augreg_in21k
     return name if timm.is_model(name) else None
 

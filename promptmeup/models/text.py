@@ -154,7 +154,8 @@ def load_tokenizer(config: TextConfig) -> Any:
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    # transformers 5.0 looks for sentencepiece and protobuf where it finds no tokenizer
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise WeightsError(f"{key}: cannot read a tokenizer from {folder}: {error}") from error
     if tokenizer.pad_token_id is None:
         raise WeightsError(f"{key}: the tokenizer of {folder} has no padding token; use BERT's own")

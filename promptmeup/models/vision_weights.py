@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, ViTModel
@@ -18,6 +17,8 @@ LITE0 = "tf_efficientnet_lite0"
 
 
 def create_timm(architecture: str, image_size: int, *, num_classes: int = 0) -> Any:
+    import timm  # a second, which models with transformers' ViT are spared
+
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         raise ConfigError(
@@ -54,6 +55,8 @@ def load_vit(folder: Path) -> Any:
 
 def load_timm(backbone: Any, path: Path) -> None:
     """Load a timm checkpoint whole, apart from its classifier; position embeddings are resized."""
+    import timm
+
     files = [path] if path.is_file() else [path / "model.safetensors", path / "pytorch_model.bin"]
     file = next((file for file in files if file.exists()), None)
     if file is None:

@@ -12,10 +12,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import httpx
 import transformers
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
 from promptmeup.errors import WeightsError
@@ -136,7 +134,7 @@ def _find_on_hub(name: str, *, key: str, tokenizer_only: bool, instead: str, loc
         if not any(path.glob("*.safetensors")):  # older repositories hold pickles only
             path = Path(fetch(allow_patterns=[*_MODEL_FILES, "pytorch_model*.bin"]))
         return path
-    except (OSError, ValueError, HfHubHTTPError, httpx.HTTPError) as error:
+    except Exception as error:  # its client's own are httpx's or, since huggingface_hub 2, httpx2's
         reason = (
             "HF_HUB_OFFLINE is set"
             if hub_is_offline()

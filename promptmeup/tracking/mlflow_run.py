@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib
+import importlib.util
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promptmeup.errors import ConfigError
 from promptmeup.shard_format import write_atomically
 from promptmeup.tracking import journal
 from promptmeup.tracking.backlog import Backlog, clean_name
@@ -34,6 +36,20 @@ _ENVIRONMENT = {
     # two lines with pictures at the end of every run, from a thread, into whatever is being printed
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+
+
+def insist_on_mlflow(uri: str | None) -> None:
+    """Return if a run that reports to `uri` can import MLflow; call it before anything costs time.
+
+    Raises:
+        ConfigError: it is not installed, as on a GPU node without the internet.
+    """
+    if uri is not None and importlib.util.find_spec("mlflow") is None:
+        raise ConfigError(
+            f"tracking.uri = {redact(uri)}, and MLflow is not installed: switch it off with tracking.uri=null (the run "
+            "folder keeps every value, and `python -m promptmeup.tracking.sync RUN_DIR --uri URI` sends them later, "
+            "from where MLflow is), or pip install mlflow"
+        )
 
 
 def import_mlflow(uri: str) -> None:

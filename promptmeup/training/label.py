@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from pydantic import Field
 
 from promptmeup.data.reader import PackedSplit
@@ -38,6 +37,8 @@ class LabelRunConfig(LabelConfig):
 
 def label(config: LabelRunConfig) -> None:
     """Label every split of `config`; shards that are labelled already stay."""
+    from accelerate import PartialState
+
     rank, size, local_rank = place(os.environ)
     if size > 1:
         announce(rank, size, local_rank)  # srun says it in other words

@@ -46,6 +46,7 @@ from promptmeup.models.layers import checkpoint_layers, compile_layers
 from promptmeup.models.saving import load_matching, save_model
 from promptmeup.models.text import load_tokenizer
 from promptmeup.records import Banks, Batch, RunState
+from promptmeup.tracking.mlflow_run import insist_on_mlflow
 from promptmeup.tracking.provenance import environment
 from promptmeup.tracking.system import NodeWatch
 from promptmeup.tracking.tracker import Tracker
@@ -67,6 +68,7 @@ from promptmeup.training.watch import Watch
 
 def pretrain(config: PretrainConfig) -> None:
     """Run `config` on this process's share of the world; resumes by itself from `config.out`."""
+    insist_on_mlflow(config.tracking.uri)
     stop = StopFlag()
     # NCCL ends a process that waits too long without a word: the lifeline comes first
     world = join(timeout=timedelta(seconds=config.engine.timeout + 60))

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import orjson
-
 from promptmeup.data.reader import PackedSplit
 from promptmeup.data.transforms import decode
 
@@ -97,6 +95,8 @@ def touch(data: bytes | memoryview) -> int:
 
 def count_samples(dataset: Iterable[dict[str, bytes]], *, epochs: int) -> int:
     """Iterate `dataset` for some epochs, looking at every photo and parsing every record; return how many came."""
+    import orjson
+
     samples = (sample for _ in range(epochs) for sample in dataset)
     return sum(1 for sample in samples if touch(sample["jpeg"]) and orjson.loads(sample["json"]))
 

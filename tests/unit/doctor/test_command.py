@@ -1,5 +1,6 @@
 """The command in this process: lines, JSON alone on standard output, exit codes."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -7,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from promptmeup.config import dump
+from promptmeup.doctor import checkup
 from promptmeup.doctor.command import parse, run
+from promptmeup.doctor.finding import look
+from promptmeup.tracking.settings import TrackingConfig
 from tests.unit.doctor.conftest import Configure
 
 LAUNCHERS = (
@@ -119,3 +123,10 @@ def test_weights_that_are_absent_fail_once(
     out = capfd.readouterr().out
     assert "FAILED  weights" in out and "is not known before its weights are here" in out
     assert out.splitlines()[-1].endswith("1 failed: a run would not get through")
+
+
+def test_mlflow_that_is_not_installed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found = look("tracker", checkup._tracker, TrackingConfig())
+    assert found.status == "failed" and "tracking.uri=null" in found.text
+    assert look("tracker", checkup._tracker, TrackingConfig(uri=None)).status == "ok"

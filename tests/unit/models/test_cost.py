@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from promptmeup.errors import WeightsError
 from promptmeup.models import cost
@@ -62,9 +62,11 @@ def test_operations_are_those_of_the_real_model(config: ModelConfig) -> None:
         forward, step = counted(model, FlopCounterMode(display=False))
     assert found.forward_flops(LENGTH) == pytest.approx(forward, rel=1e-9)
     assert found.step_flops(LENGTH) == pytest.approx(step, rel=1e-9)
-    # fused attention makes its scores again in the backward pass, which is no work of the step
-    _, with_repeats = counted(model, FlopCounterMode(display=False))
-    assert 1 < with_repeats / found.step_flops(LENGTH) < 1.03
+    # fused attention makes its scores again in the backward pass, which is no work of the step;
+    # torch 2.11 does not count that of a CPU at all
+    if torch.ops.aten._scaled_dot_product_flash_attention_for_cpu in flop_registry:
+        _, with_repeats = counted(model, FlopCounterMode(display=False))
+        assert 1 < with_repeats / found.step_flops(LENGTH) < 1.03
 
 
 def test_operations_of_a_cnn() -> None:

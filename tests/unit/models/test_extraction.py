@@ -109,6 +109,7 @@ def test_transformers_loads_it_whole(folders: dict[str, Path], task: str) -> Non
     ],
 )
 def test_in_whatever_order_they_are_imported(folders: dict[str, Path], imports: str) -> None:
+    pytest.importorskip("wrapt", reason="without it AutoModel learns of ours from promptmeup.models alone")
     code = f"{imports}; print(type(AutoModel.from_pretrained({str(folders['entities'])!r})).__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split()[-1:] == ["EntityModel"], done.stderr

@@ -89,7 +89,8 @@ def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
         build_bert(TextConfig(weights=str(tmp_path), fusion_layer=2))
 
 
-def test_empty_directory_is_refused(tmp_path: Path) -> None:
+# transformers 5.0 guesses an unnamed model's type from its path, and there is an "mpt" in "empty"
+def test_bare_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         WeightsError, match=f"model.text.weights: cannot read a BERT from {re.escape(str(tmp_path))}"
     ):

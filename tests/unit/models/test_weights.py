@@ -5,6 +5,7 @@ import huggingface_hub.constants
 import pytest
 
 from promptmeup.errors import WeightsError
+from promptmeup.models import weights
 from promptmeup.models.weights import find, some
 from tests.unit.models.support import LITE0, MINILM
 
@@ -44,6 +45,19 @@ def test_hub_name_offline_says_the_ways_out(tmp_path: Path, monkeypatch: pytest.
     message = str(caught.value)
     for part in ("model.text.weights", "bert-base-uncased", "HF_HUB_OFFLINE", "local directory", MINILM):
         assert part in message
+
+
+def test_whatever_the_hub_s_client_raises_is_said_in_our_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ConnectError(Exception):
+        """No OSError, as httpx's and httpx2's own."""
+
+    def fail(*_: object, **__: object) -> str:
+        raise ConnectError
+
+    monkeypatch.setattr(weights, "snapshot_download", fail)
+    monkeypatch.setattr(weights, "hub_is_offline", lambda: False)
+    with pytest.raises(WeightsError, match=r"the model hub did not give it \(ConnectError\)"):
+        find("bert-base-uncased", key="k")
 
 
 def test_hub_name_offline_is_found_in_the_local_cache(
