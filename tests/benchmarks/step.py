@@ -43,7 +43,7 @@ from tests.benchmarks.stepping.subjects import OBJECTS, Ours, Scale, Subject, se
 from tests.support.packed import write_packed_split
 
 FULL = bool(os.environ.get("FULL"))
-BATCHES, WARMUPS = 4, 1
+BATCHES, WARMUPS = 2, 1
 OPEN_CLIP = "open_clip"
 TRACE = Path("benchmarks/step_trace.json")
 
@@ -65,7 +65,7 @@ def cases(device: torch.device) -> list[tuple[Subject, int]]:
 
 def repeats(device: torch.device) -> tuple[int, int]:
     """Return how often each side is timed, and steps each time: open_clip's reads its loss in each call."""
-    return (10, 20) if device.type == "cuda" else (7, BATCHES)
+    return (10, 20) if device.type == "cuda" else (5, BATCHES)
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> float:

