@@ -5,11 +5,13 @@ from functools import cache
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from promptmeup.distributed.memory import STAGES
 from promptmeup.distributed.scaling import Collective
 from promptmeup.distributed.world import World
-from tests.support.collectives import Call, Recorder
+from tests.benchmarks.scaling import make_call
+from tests.support.collectives import KINDS, Call, Recorder
 from tests.support.ranks import run_ranks
 from tests.support.tiny_alignment import TINY
 
@@ -71,3 +73,18 @@ def test_every_call_and_byte_is_in_the_model(ranks: int, case: Case) -> None:
             expected_bytes[one.kind] += one.bytes
         assert num_calls == expected_calls
         assert num_bytes == expected_bytes
+
+
+def _calls(world: World) -> list[Call]:
+    with Recorder() as recorder:
+        for kind in KINDS.values():
+            make_call(kind, 4096, world.size)()
+        dist.barrier()
+    return recorder.calls
+
+
+def test_the_benchmark_makes_the_calls_it_says() -> None:
+    expected = [Call(kind, 4096) for kind in KINDS.values()]
+    for calls in run_ranks(_calls, 2):
+        # and a collective that the model does not know would be seen
+        assert calls[:4] == expected and calls[4].kind == "barrier"

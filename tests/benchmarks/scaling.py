@@ -1,0 +1,203 @@
+"""Weak and strong scaling of the real training step on CPU ranks, and the scaling model against its collectives.
+
+A small model, random batches, ZeRO 1, fp32, gloo, one thread a rank. Worlds of 1, 2 and 4 ranks take turns, and in each
+of them the two kinds of step. A world of more ranks than cores is oversubscribed: its ranks share them, so that cores
+by ranks is all the efficiency it could reach.
+
+The model is asked for what it has not seen: latency and bus bandwidth come from calls of other sizes, in turns with the
+collectives of a real step, which were recorded and are made again without the step.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from promptmeup.distributed.memory import STAGES, Stage
+from promptmeup.distributed.scaling import Collective, Link
+from promptmeup.distributed.world import World
+from promptmeup.models.alignment import ModelConfig
+from tests.benchmarks import harness
+from tests.support.collectives import Recorder
+from tests.support.ranks import run_ranks
+from tests.support.tiny_alignment import TINY
+
+WORLDS = (1, 2, 4)
+ROUNDS, STEPS = 3, 5
+ROWS = 64
+"""pairs of a rank in weak scaling"""
+BATCH = 128
+"""pairs of all ranks in strong scaling"""
+STAGE: Stage = 1
+"""of the steps that are timed"""
+SMALL, LARGE = 1 << 10, 2 << 20
+"""bytes of the calls that give latency and bandwidth; the large ones of a step have 4 million"""
+CALLS = 10
+
+MODEL = ModelConfig.model_validate(
+    TINY.model_dump()
+    | {"text": TINY.text.model_dump() | {"layers": 4}}
+    | {"vision": TINY.vision.model_dump() | {"image_size": 64, "patch": 8, "hidden": 48, "layers": 3}}
+)
+
+
+def make_call(kind: str, size: int, ranks: int) -> Callable[[], object]:
+    """Return a collective of `size` bytes: all that is summed, gathered or scattered."""
+    numbers = max(1, size // 4 // ranks)
+    whole, own, other = torch.zeros(numbers * ranks), torch.zeros(numbers), torch.zeros(numbers * ranks)
+    makers: dict[str, Callable[[], object]] = {
+        "all-reduce": lambda: dist.all_reduce(whole),
+        "all-gather": lambda: dist.all_gather_into_tensor(whole, own),
+        "reduce-scatter": lambda: dist.reduce_scatter_tensor(own, whole),
+        "all-to-all": lambda: dist.all_to_all_single(other, whole),
+    }
+    return makers[kind]
+
+
+def links_of(seconds: dict[str, float], *, ranks: int) -> dict[str, Link]:
+    """Return how each kind of collective goes, from the seconds of "KIND small" and "KIND large"."""
+    found = {}
+    for kind in {name.rpartition(" ")[0] for name in seconds}:
+        small, large = seconds[f"{kind} small"], seconds[f"{kind} large"]
+        sent = Collective("", "all-reduce" if kind == "all-reduce" else "all-gather", LARGE - SMALL).sent(
+            ranks
+        )
+        found[kind] = Link(small, sent / max(large - small, 1e-9))
+    return found
+
+
+def modelled_seconds(collectives: Sequence[Collective], links: dict[str, Link], *, ranks: int) -> float:
+    """Return what the model says of collectives one after the other."""
+
+    def kind(one: Collective) -> str:
+        # what the losses scatter on gloo goes another way, see `WorldExchange`
+        return "all-to-all" if one.what == "captions' gradients" else one.kind
+
+    return sum(links[kind(one)].seconds(one, ranks) for one in collectives)
+
+
+def on_rank(world: World, stages: Sequence[Stage]) -> dict[str, Any]:
+    """Return seconds of both kinds of step at STAGE, and modelled and measured seconds of collectives at `stages`."""
+    from tests.support.training_steps import trainer
+
+    trained = trainer(world, MODEL, stage=STAGE, rows=ROWS)
+    kinds = {"weak": trained.step(ROWS), "strong": trained.step(BATCH // world.size)}
+    timed = {name: partial(_together, step, world) for name, step in kinds.items()}
+    seconds = harness.interleave(timed, repeats=STEPS)
+    return {"seconds": seconds, "collectives": {stage: compare(world, stage) for stage in stages}}
+
+
+def _together(step: Callable[[], object], world: World) -> None:
+    step()
+    if world.size > 1:
+        dist.barrier()
+
+
+def compare(world: World, stage: Stage) -> tuple[float, float]:
+    """Return modelled and measured seconds of the collectives of one step."""
+    from tests.support.training_steps import trainer
+
+    trained = trainer(world, MODEL, stage=stage, rows=ROWS)
+    step = trained.step(ROWS)
+    for _ in range(2 if stage == 3 else 0):  # until it knows the order of its parameters
+        step()
+    with Recorder() as recorder:
+        step()
+    runs = {
+        "replay": partial(_all, [make_call(call.kind, call.bytes, world.size) for call in recorder.calls])
+    }
+    for kind in {call.kind: None for call in recorder.calls}:
+        for name, size in (("small", SMALL), ("large", LARGE)):
+            runs[f"{kind} {name}"] = make_call(kind, size, world.size)  # type: ignore[assignment]
+    medians = {
+        name: harness.spread(values).median
+        for name, values in harness.interleave(runs, repeats=CALLS, warmups=2).items()
+    }
+    measured = medians.pop("replay")
+    links = links_of(medians, ranks=world.size)
+    return modelled_seconds(trained.modelled(ROWS, stage=stage), links, ranks=world.size), measured
+
+
+def _all(calls: Sequence[Callable[[], object]]) -> None:
+    for call in calls:
+        call()
+
+
+def scaling_rows(
+    seconds: dict[tuple[str, int], list[float]], *, cores: int
+) -> tuple[list[harness.Row], dict[str, float]]:
+    """Return a row for each kind and world, and efficiencies: pairs/s of a rank over those of one rank alone."""
+    rows: list[harness.Row] = []
+    summary: dict[str, float] = {}
+    rates = {}
+    for (kind, size), values in seconds.items():
+        pairs, times = ROWS * size if kind == "weak" else BATCH, harness.spread(values)
+        rates[kind, size] = pairs / times.median
+        efficiency = rates[kind, size] / rates[kind, 1] / size
+        rows.append(
+            {
+                "scaling": kind,
+                "ranks": size,
+                "cores": "oversubscribed" if size > cores else "one a rank",
+                "pairs a rank": pairs // size,
+                "pairs/s": rates[kind, size],
+                "p25": pairs / times.p75,
+                "p75": pairs / times.p25,
+                "efficiency": efficiency,
+            }
+        )
+        if size > 1:
+            summary[f"{kind}_{size}"] = efficiency
+    return rows, summary
+
+
+def model_rows(
+    times: dict[tuple[int, Stage], list[tuple[float, float]]],
+) -> tuple[list[harness.Row], dict[str, float]]:
+    """Return a row for each world and ZeRO stage, and the ratio where a rank has a core: medians over the rounds."""
+    rows: list[harness.Row] = []
+    summary: dict[str, float] = {}
+    for (size, stage), pairs in sorted(times.items()):
+        modelled, measured = (float(np.median(values)) for values in zip(*pairs, strict=True))
+        ratio = float(np.median([model / real for model, real in pairs]))
+        rows.append(
+            {
+                "ranks": size,
+                "ZeRO": stage,
+                "collectives, modelled ms": 1e3 * modelled,
+                "measured ms": 1e3 * measured,
+                "modelled / measured": ratio,
+            }
+        )
+        if (size, stage) == (2, STAGE):
+            summary["model_vs_measured"] = ratio
+    return rows, summary
+
+
+def measure() -> tuple[list[harness.Row], dict[str, float]]:
+    """Weak and strong scaling at 1, 2 and 4 ranks; the model against the step's collectives at each ZeRO stage."""
+    seconds: dict[tuple[str, int], list[float]] = {
+        (kind, n): [] for kind in ("weak", "strong") for n in WORLDS
+    }
+    times: dict[tuple[int, Stage], list[tuple[float, float]]] = defaultdict(list)
+    for turn in range(ROUNDS):
+        first = turn % len(WORLDS)
+        for size in WORLDS[first:] + WORLDS[:first]:
+            stages = () if size == 1 else STAGES if turn == 0 else (STAGE,)
+            found = run_ranks(on_rank, size, stages, timeout=240)[0]
+            for kind, values in found["seconds"].items():
+                seconds[kind, size] += values
+            for stage, pair in found["collectives"].items():
+                times[size, stage].append(pair)
+    rows, summary = scaling_rows(seconds, cores=len(os.sched_getaffinity(0)))
+    more, of_model = model_rows(times)
+    return rows + more, summary | of_model
+
+
+if __name__ == "__main__":
+    harness.run("scaling", measure)
