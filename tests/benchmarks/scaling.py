@@ -23,7 +23,7 @@ from promptmeup.distributed.scaling import Collective, Link
 from promptmeup.distributed.world import World
 from promptmeup.models.alignment import ModelConfig
 from tests.benchmarks import harness
-from tests.support.collectives import Recorder
+from tests.support.collectives import KINDS, Call, Recorder
 from tests.support.ranks import run_ranks
 from tests.support.tiny_alignment import TINY
 
@@ -35,8 +35,9 @@ BATCH = 128
 """pairs of all ranks in strong scaling"""
 STAGE: Stage = 1
 """of the steps that are timed"""
-SMALL, LARGE = 1 << 10, 2 << 20
-"""bytes of the calls that give latency and bandwidth; the large ones of a step have 4 million"""
+SMALL, LARGE = 1 << 10, 16 << 20
+"""bytes of the calls that give latency and bandwidth; the large ones of a step have 4 million. gloo is faster with a
+megabyte, which stays in the caches: from calls of that size the model says half of what is measured"""
 CALLS, IN_A_ROW = 10, 10
 """times that each is measured; small calls that are timed together, since ranks do not begin the first at one time"""
 
@@ -60,16 +61,10 @@ def make_call(kind: str, size: int, ranks: int) -> Callable[[], object]:
     return makers[kind]
 
 
-def links_of(seconds: dict[str, float], *, ranks: int) -> dict[str, Link]:
-    """Return how each kind of collective goes, from the seconds of "KIND small" and "KIND large"."""
-    found = {}
-    for kind in {name.rpartition(" ")[0] for name in seconds}:
-        small, large = seconds[f"{kind} small"], seconds[f"{kind} large"]
-        sent = Collective("", "all-reduce" if kind == "all-reduce" else "all-gather", LARGE - SMALL).sent(
-            ranks
-        )
-        found[kind] = Link(small, sent / max(large - small, 1e-9))
-    return found
+def link_of(kind: str, small: float, large: float, *, ranks: int) -> Link:
+    """Return how a kind of collective goes, from the seconds of a small and of a large call."""
+    same = Collective("", "all-reduce" if kind == "all-reduce" else "all-gather", LARGE - SMALL)
+    return Link(small, same.sent(ranks) / max(large - small, 1e-9))
 
 
 def modelled_seconds(collectives: Sequence[Collective], links: dict[str, Link], *, ranks: int) -> float:
@@ -90,7 +85,7 @@ def on_rank(world: World, stages: Sequence[Stage]) -> dict[str, Any]:
     kinds = {"weak": trained.step(ROWS), "strong": trained.step(BATCH // world.size)}
     timed = {name: partial(_together, step, world) for name, step in kinds.items()}
     seconds = harness.interleave(timed, repeats=STEPS)
-    return {"seconds": seconds, "collectives": {stage: compare(world, stage) for stage in stages}}
+    return {"seconds": seconds, "collectives": compare(world, stages) if stages else {}}
 
 
 def _together(step: Callable[[], object], world: World) -> None:
@@ -99,8 +94,30 @@ def _together(step: Callable[[], object], world: World) -> None:
         dist.barrier()
 
 
-def compare(world: World, stage: Stage) -> tuple[float, float]:
-    """Return modelled and measured seconds of the collectives of one step."""
+def compare(world: World, stages: Sequence[Stage]) -> dict[Stage, tuple[float, float]]:
+    """Return modelled and measured seconds of the collectives of one step at each stage."""
+    modelled, runs = {}, {}
+    for stage in stages:
+        calls, modelled[stage] = record(world, stage)
+        made = [make_call(call.kind, call.bytes, world.size) for call in calls]
+        runs[f"{stage}"] = partial(_all, made)
+    for kind in KINDS.values():
+        runs[f"{kind} small"] = partial(_all, [make_call(kind, SMALL, world.size)] * IN_A_ROW)
+        runs[f"{kind} large"] = partial(_all, [make_call(kind, LARGE, world.size)])
+    found = harness.interleave(runs, repeats=CALLS, warmups=2)
+    medians = {name: harness.spread(values).median for name, values in found.items()}
+    links = {
+        kind: link_of(kind, medians[f"{kind} small"] / IN_A_ROW, medians[f"{kind} large"], ranks=world.size)
+        for kind in KINDS.values()
+    }
+    return {
+        stage: (modelled_seconds(modelled[stage], links, ranks=world.size), medians[f"{stage}"])
+        for stage in stages
+    }
+
+
+def record(world: World, stage: Stage) -> tuple[list[Call], list[Collective]]:
+    """Return the collectives that a step makes, and those that the model says it makes."""
     from tests.support.training_steps import trainer
 
     trained = trainer(world, MODEL, stage=stage, rows=ROWS)
@@ -109,18 +126,7 @@ def compare(world: World, stage: Stage) -> tuple[float, float]:
         step()
     with Recorder() as recorder:
         step()
-    step_calls = [make_call(call.kind, call.bytes, world.size) for call in recorder.calls]
-    runs = {"replay": partial(_all, step_calls)}
-    for kind in {call.kind: None for call in recorder.calls}:
-        runs[f"{kind} small"] = partial(_all, [make_call(kind, SMALL, world.size)] * IN_A_ROW)
-        runs[f"{kind} large"] = partial(_all, [make_call(kind, LARGE, world.size)])
-    medians = {
-        name: harness.spread(values).median / (IN_A_ROW if name.endswith("small") else 1)
-        for name, values in harness.interleave(runs, repeats=CALLS, warmups=2).items()
-    }
-    measured = medians.pop("replay")
-    links = links_of(medians, ranks=world.size)
-    return modelled_seconds(trained.modelled(ROWS, stage=stage), links, ranks=world.size), measured
+    return recorder.calls, trained.modelled(ROWS, stage=stage)
 
 
 def _all(calls: Sequence[Callable[[], object]]) -> None:

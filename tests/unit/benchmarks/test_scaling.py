@@ -8,9 +8,10 @@ from tests.benchmarks import scaling
 
 def test_links_and_what_the_model_says() -> None:
     size = (scaling.LARGE - scaling.SMALL) / 1e6
-    seconds = {"all-reduce small": 0.5, "all-reduce large": 0.5 + size}
-    seconds |= {"all-to-all small": 0.25, "all-to-all large": 0.25 + size}
-    links = scaling.links_of(seconds, ranks=4)
+    links = {
+        "all-reduce": scaling.link_of("all-reduce", 0.5, 0.5 + size, ranks=4),
+        "all-to-all": scaling.link_of("all-to-all", 0.25, 0.25 + size, ranks=4),
+    }
     assert links["all-reduce"].bandwidth == pytest.approx(1.5e6)
     assert links["all-to-all"].bandwidth == pytest.approx(0.75e6)
     collectives = [
