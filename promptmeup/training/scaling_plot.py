@@ -1,6 +1,6 @@
 """The picture of a scaling model: efficiency between its bounds, and where the time of a step goes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,21 +26,8 @@ def draw_scaling(weak: Sequence[Scaled], strong: Sequence[Scaled], out: Path, *,
         **({f"strong: {strong[0].ranks * strong[0].rows} pairs in all": (strong, _STRONG)} if strong else {}),
     }
     for name, (found, color) in names.items():
-        gpus = [scaled.ranks for scaled in found]
-        bounds = [(scaled.time.exposed, scaled.time.hidden) for scaled in found]
-        for axes, curves in (
-            (
-                speed,
-                [[one.pairs_per_second(t) for t in pair] for one, pair in zip(found, bounds, strict=True)],
-            ),
-            (
-                efficiency,
-                [[100 * one.efficiency(t) for t in pair] for one, pair in zip(found, bounds, strict=True)],
-            ),
-        ):
-            slow, fast = zip(*curves, strict=True)
-            axes.fill_between(gpus, slow, fast, color=color, alpha=0.3)
-            axes.plot(gpus, slow, color=color, marker="o", markersize=3, label=name)
+        _draw_bounds(speed, found, Scaled.pairs_per_second, color=color, label=name)
+        _draw_bounds(efficiency, found, lambda one, t: 100 * one.efficiency(t), color=color, label=name)
     gpus = [scaled.ranks for scaled in weak]
     alone = weak[0].rows / weak[0].ideal
     speed.plot(
@@ -61,6 +48,17 @@ def draw_scaling(weak: Sequence[Scaled], strong: Sequence[Scaled], out: Path, *,
         _on_gpus(axes, gpus)
         axes.legend(fontsize="small")
     figure.savefig(out, dpi=120)
+
+
+def _draw_bounds(
+    axes: "Axes", found: Sequence[Scaled], rate: Callable[[Scaled, float], float], *, color: str, label: str
+) -> None:
+    """Draw `rate` of a step and its seconds: a line where nothing is hidden, shade up to where all is."""
+    gpus = [one.ranks for one in found]
+    slow = [rate(one, one.time.exposed) for one in found]
+    fast = [rate(one, one.time.hidden) for one in found]
+    axes.fill_between(gpus, slow, fast, color=color, alpha=0.3)
+    axes.plot(gpus, slow, color=color, marker="o", markersize=3, label=label)
 
 
 def _on_gpus(axes: "Axes", gpus: Sequence[int]) -> None:
