@@ -9,6 +9,7 @@ collectives of a real step, which were recorded and are made again without the s
 """
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,7 +39,7 @@ STAGE: Stage = 1
 SMALL, LARGE = 1 << 10, 16 << 20
 """bytes of the calls that give latency and bandwidth; the large ones of a step have 4 million. gloo is faster with a
 megabyte, which stays in the caches: from calls of that size the model says half of what is measured"""
-CALLS, IN_A_ROW = 10, 10
+CALLS, IN_A_ROW = 10, 100
 """times that each is measured; small calls that are timed together, since ranks do not begin the first at one time"""
 
 MODEL = ModelConfig.model_validate(
@@ -46,6 +47,10 @@ MODEL = ModelConfig.model_validate(
     | {"text": TINY.text.model_dump() | {"layers": 4}}
     | {"vision": TINY.vision.model_dump() | {"image_size": 64, "patch": 8, "hidden": 48, "layers": 3}}
 )
+
+
+Times = dict[tuple[str, int], list[float]]
+"""(kind of scaling, ranks) -> seconds of steps"""
 
 
 def make_call(kind: str, size: int, ranks: int) -> Callable[[], object]:
@@ -82,16 +87,23 @@ def on_rank(world: World, stages: Sequence[Stage]) -> dict[str, Any]:
     from tests.support.training_steps import trainer
 
     trained = trainer(world, MODEL, stage=STAGE, rows=ROWS)
-    kinds = {"weak": trained.step(ROWS), "strong": trained.step(BATCH // world.size)}
-    timed = {name: partial(_together, step, world) for name, step in kinds.items()}
-    seconds = harness.interleave(timed, repeats=STEPS)
-    return {"seconds": seconds, "collectives": compare(world, stages) if stages else {}}
+    steps = {"weak": trained.step(ROWS), "strong": trained.step(BATCH // world.size)}
+    cpu: dict[str, list[float]] = {kind: [] for kind in steps}
+    timed = {kind: partial(_together, step, world, cpu[kind]) for kind, step in steps.items()}
+    seconds = harness.interleave(timed, repeats=STEPS, warmups=1)
+    return {
+        "seconds": seconds,
+        "cpu": {kind: values[1:] for kind, values in cpu.items()},
+        "collectives": compare(world, stages) if stages else {},
+    }
 
 
-def _together(step: Callable[[], object], world: World) -> None:
+def _together(step: Callable[[], object], world: World, cpu: list[float]) -> None:
+    began = time.process_time()
     step()
     if world.size > 1:
         dist.barrier()
+    cpu.append(time.process_time() - began)
 
 
 def compare(world: World, stages: Sequence[Stage]) -> dict[Stage, tuple[float, float]]:
@@ -134,31 +146,39 @@ def _all(calls: Sequence[Callable[[], object]]) -> None:
         call()
 
 
-def scaling_rows(
-    seconds: dict[tuple[str, int], list[float]], *, cores: int
-) -> tuple[list[harness.Row], dict[str, float]]:
-    """Return a row for each kind and world, and efficiencies: pairs/s of a rank over those of one rank alone."""
+def scaling_rows(seconds: Times, cpu: Times, *, cores: int) -> tuple[list[harness.Row], dict[str, float]]:
+    """Return a row for each kind and world, and efficiencies: pairs/s of a rank over those of one rank alone.
+
+    By the clock, and by the CPU time of a rank with all its threads: where other jobs have the cores, ranks wait for
+    them and spend none. Work for the exchanges is in it, waiting for each other is not.
+    """
     rows: list[harness.Row] = []
     summary: dict[str, float] = {}
-    rates = {}
+    rates: dict[tuple[str, int], float] = {}
+    cost: dict[tuple[str, int], float] = {}
     for (kind, size), values in seconds.items():
         pairs, times = ROWS * size if kind == "weak" else BATCH, harness.spread(values)
         rates[kind, size] = pairs / times.median
         efficiency = rates[kind, size] / rates[kind, 1] / size
+        each = pairs // size
+        cost[kind, size] = harness.spread(cpu[kind, size]).median / each
         rows.append(
             {
                 "scaling": kind,
                 "ranks": size,
                 "cores": "oversubscribed" if size > cores else "one a rank",
-                "pairs a rank": pairs // size,
+                "pairs a rank": each,
                 "pairs/s": rates[kind, size],
                 "p25": pairs / times.p75,
                 "p75": pairs / times.p25,
                 "efficiency": efficiency,
+                "CPU ms a pair": 1e3 * cost[kind, size],
+                "by CPU time": cost[kind, 1] / cost[kind, size],
             }
         )
         if size > 1:
             summary[f"{kind}_{size}"] = efficiency
+            summary[f"{kind}_cpu_{size}"] = cost[kind, 1] / cost[kind, size]
     return rows, summary
 
 
@@ -187,9 +207,8 @@ def model_rows(
 
 def measure() -> tuple[list[harness.Row], dict[str, float]]:
     """Weak and strong scaling at 1, 2 and 4 ranks; the model against the step's collectives at each ZeRO stage."""
-    seconds: dict[tuple[str, int], list[float]] = {
-        (kind, n): [] for kind in ("weak", "strong") for n in WORLDS
-    }
+    seconds: Times = {(kind, size): [] for kind in ("weak", "strong") for size in WORLDS}
+    cpu: Times = {place: [] for place in seconds}
     times: dict[tuple[int, Stage], list[tuple[float, float]]] = defaultdict(list)
     for turn in range(ROUNDS):
         first = turn % len(WORLDS)
@@ -198,9 +217,10 @@ def measure() -> tuple[list[harness.Row], dict[str, float]]:
             found = run_ranks(on_rank, size, stages, timeout=240)[0]
             for kind, values in found["seconds"].items():
                 seconds[kind, size] += values
+                cpu[kind, size] += found["cpu"][kind]
             for stage, pair in found["collectives"].items():
                 times[size, stage].append(pair)
-    rows, summary = scaling_rows(seconds, cores=len(os.sched_getaffinity(0)))
+    rows, summary = scaling_rows(seconds, cpu, cores=len(os.sched_getaffinity(0)))
     more, of_model = model_rows(times)
     return rows + more, summary | of_model
 

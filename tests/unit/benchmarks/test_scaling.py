@@ -24,8 +24,9 @@ def test_links_and_what_the_model_says() -> None:
 
 def test_rows_and_summary() -> None:
     seconds = {("weak", 1): [1.0] * 3, ("weak", 4): [2.0] * 3, ("strong", 1): [4.0], ("strong", 4): [2.0]}
-    rows, summary = scaling.scaling_rows(seconds, cores=2)
-    assert summary == {"weak_4": 0.5, "strong_4": 0.5}
+    cpu = {("weak", 1): [1.0], ("weak", 4): [1.25], ("strong", 1): [4.0], ("strong", 4): [1.25]}
+    rows, summary = scaling.scaling_rows(seconds, cpu, cores=2)
+    assert summary == {"weak_4": 0.5, "weak_cpu_4": 0.8, "strong_4": 0.5, "strong_cpu_4": 0.8}
     assert [row["cores"] for row in rows] == ["one a rank", "oversubscribed"] * 2
     assert rows[1]["pairs/s"] == 2 * scaling.ROWS
     more, of_model = scaling.model_rows({(4, 1): [(1.0, 1.0)], (2, 1): [(1.0, 2.0), (3.0, 3.0), (9.0, 3.0)]})
