@@ -1,4 +1,6 @@
-"""Floating-point operations of the losses of a step, products of matrices as everywhere, and their memory."""
+"""What the losses of a step cost: floating-point operations (of matrix products, as everywhere), memory, exchanges."""
+
+from dataclasses import dataclass
 
 import torch
 
@@ -51,3 +53,47 @@ def loss_memory(config: LossConfig, *, rows: int, columns: int, width: int, dtyp
         return 0
     sent = columns * (width * dtype.itemsize + 16)
     return sent + 4 * width * (columns + 2 * rows) + 2 * 4 * TILE
+
+
+@dataclass(frozen=True)
+class LossExchange:
+    """Bytes of the three exchanges of a step: all that is gathered, summed or returned, of all ranks."""
+
+    gathered: int
+    summed: int
+    returned: int
+
+
+def loss_exchange(
+    config: LossConfig,
+    *,
+    columns: int,
+    width: int,
+    dtype: torch.dtype,
+    banks: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    classifies: bool = False,
+) -> LossExchange:
+    """Return what the losses exchange: captions, statistics of columns with all else that is summed, gradients.
+
+    A caption is its vector in `dtype` and two ids; its gradient is float32. A column's statistics are two float64
+    (`contrast.to_sums`), a prompt's three, its mass too; each contrast adds three numbers, and each loss or metric
+    that is no contrast a sum and a count.
+
+    Args:
+        columns: G; `width`: D of the image-text space.
+        dtype: of the vectors on the way.
+        banks: as in `loss_flops`.
+    """
+    weights = config.weights
+    summed, watched, gathered, returned = 0, 1, 0, 0  # watched: rows that are not finite
+    if weights.image_text > 0:
+        summed += 2 * columns + 3
+        gathered, returned = columns * (width * dtype.itemsize + 16), columns * width * 4
+    if banks is not None:
+        for weight, (prompts, _) in zip((weights.object_entity, weights.image_relation), banks, strict=True):
+            if weight > 0:
+                watched += 3 + classifies  # entropy, share kept, share of the top prompt
+                summed += 0 if classifies else 3 * prompts + 3
+    if weights.matching > 0:
+        watched += 2  # the loss and its accuracy
+    return LossExchange(gathered, 8 * (summed + 2 * watched), returned)

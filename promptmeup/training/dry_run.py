@@ -55,7 +55,7 @@ def plan_pretraining(config: PretrainConfig, ranks: int | None) -> str:
             f"choose global_batch={max(1, config.global_batch // ranks) * ranks}"
         )
     pairs, data = _data(config)
-    shapes, labels = _labels(config)
+    shapes, labels = known_labels(config)
     lines = [
         ("run", f"{config.out}, {ranks} rank{'s' if ranks > 1 else ''}{_earlier(config.out)}"),
         *data,
@@ -73,7 +73,7 @@ def plan_pretraining(config: PretrainConfig, ranks: int | None) -> str:
     total = sum(by_part.values())
     parts = ", ".join(f"{name} {count / 1e6:.1f}" for name, count in by_part.items() if count)
     lines += [("parameters", f"{total / 1e6:.1f} million: {parts}")]
-    dtype, why = _precision(config, model)
+    dtype, why = gpu_precision(config, model)
     lines += _operations(config, model, shapes, ranks=ranks, steps=steps, dtype=dtype)
     memory = _memory(config, model, total, ranks=ranks, dtype=dtype)
     size = checkpoint_bytes(total, stage=config.engine.zero_stage, dtype=dtype)
@@ -133,7 +133,7 @@ def describe_split(place: str) -> str:
     )
 
 
-def _labels(config: PretrainConfig) -> tuple[PromptShapes | None, list[tuple[str, str]]]:
+def known_labels(config: PretrainConfig) -> tuple[PromptShapes | None, list[tuple[str, str]]]:
     """Return the shapes of the banks, those of the paper where they are not here, and a line; None if not needed."""
     if not config.needs_labels:
         return None, []
@@ -166,7 +166,7 @@ def _weights(config: PretrainConfig) -> list[tuple[str, str]]:
     return lines
 
 
-def _precision(config: PretrainConfig, model: nn.Module) -> tuple[torch.dtype, str]:
+def gpu_precision(config: PretrainConfig, model: nn.Module) -> tuple[torch.dtype, str]:
     """Return the run's dtype on a GPU, which this machine need not have."""
     dtype = compute_dtype(config.engine, model, torch.device("cuda"))
     is_chosen_here = config.engine.precision == "auto" and not torch.cuda.is_available()

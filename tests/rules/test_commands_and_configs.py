@@ -19,6 +19,8 @@ LOOKERS = ["shards/gallery.py", "shards/verify.py"]
 """Commands that take folders and no configuration."""
 FLAGS = ["launch/predict.py"]
 """Commands with flags of their own."""
+HARMLESS = ["launch/doctor.py", "launch/scaling.py"]
+"""Commands that change nothing anyway, and have no --dry-run."""
 COMMANDS = sorted(
     name
     for folder in ("launch", "shards")
@@ -52,8 +54,7 @@ def test_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "--config" in shown
     assert "a.b=c" in shown
-    # the doctor changes nothing anyway
-    assert ("--dry-run" in shown) is (command != "launch/doctor.py")
+    assert ("--dry-run" in shown) is (command not in HARMLESS)
     assert run(command, "--config", "no/such/file.yaml") == 2
     assert "cannot read the configuration no/such/file.yaml" in capsys.readouterr().err
     assert run(command, "nonsense.key=1") == 2
@@ -73,8 +74,7 @@ def test_command_with_flags(command: str, capsys: pytest.CaptureFixture[str]) ->
     assert run(command, "--help") == 0
     shown = capsys.readouterr().out
     assert "--model DIR" in shown
-    # the doctor changes nothing anyway
-    assert ("--dry-run" in shown) is (command != "launch/doctor.py")
+    assert "--dry-run" in shown
     assert run(command, "--nonsense") == 2
     assert "required: --model" in capsys.readouterr().err
     assert run(command, "--model", "no/such/folder", "--text", "Ada") == 1

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from promptmeup.distributed.collectives import WorldExchange
 from promptmeup.distributed.peaks import peak_tflops
 from promptmeup.distributed.world import World
-from promptmeup.losses.cost import loss_flops
+from promptmeup.losses.cost import LossExchange, loss_exchange, loss_flops
 from promptmeup.losses.total import LossConfig, LossWeights, captions_to_send, total_loss
 from promptmeup.models.cost import RowCost, row_cost
 from promptmeup.models.sketch import sketch_of
@@ -51,8 +51,31 @@ def vectors(*shape: int) -> torch.Tensor:
     return F.normalize(torch.randn(*shape), dim=-1).requires_grad_()
 
 
-@pytest.mark.parametrize("without", [(), ("image_text",), ("object_entity",), ("image_relation",)])
-def test_operations_of_the_losses(without: tuple[str, ...]) -> None:
+class Counting(WorldExchange):
+    """A world of one that counts the bytes it is handed."""
+
+    def __init__(self) -> None:
+        super().__init__(ALONE)
+        self.bytes = {"gathered": 0, "summed": 0, "returned": 0}
+
+    def _counted(self, what: str, values: torch.Tensor) -> torch.Tensor:
+        self.bytes[what] += values.numel() * values.element_size()
+        return values
+
+    def gather(self, rows: torch.Tensor) -> Any:
+        return super().gather(self._counted("gathered", rows))
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return super().sum(self._counted("summed", values))
+
+    def scatter_sum(self, rows: torch.Tensor) -> Any:
+        return super().scatter_sum(self._counted("returned", rows))
+
+
+@pytest.mark.parametrize(
+    "without", [(), ("image_text",), ("object_entity",), ("image_relation",), ("matching",)]
+)
+def test_operations_and_exchanges_of_the_losses(without: tuple[str, ...]) -> None:
     config = LossConfig(weights=LossWeights.model_validate(dict.fromkeys(without, 0.0)))
     (entities, entity_width), (relations, relation_width) = SHAPES
     temperature = torch.tensor([0.1], requires_grad=True)
@@ -68,7 +91,7 @@ def test_operations_of_the_losses(without: tuple[str, ...]) -> None:
         matching_logits_B2=torch.randn(ROWS, 2, requires_grad=True),
     )
     banks = Banks(vectors(entities, entity_width).detach(), vectors(relations, relation_width).detach())
-    exchange = WorldExchange(ALONE)
+    exchange = Counting()
     # torch's counter does not know the product that adds in place
     in_place: Any = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
@@ -78,6 +101,31 @@ def test_operations_of_the_losses(without: tuple[str, ...]) -> None:
         total_loss(features, columns, whole_batch(), banks, config, exchange).local.backward()
     found = loss_flops(config, rows=ROWS, columns=ROWS, width=WIDTH, objects=OBJECTS, banks=SHAPES)
     assert found == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    sizes = loss_exchange(config, columns=ROWS, width=WIDTH, dtype=torch.float32, banks=SHAPES)
+    assert sizes == LossExchange(**exchange.bytes)
+
+
+def test_exchanges_of_classifiers() -> None:
+    """Their statistics stay on the rank; a loss is a sum and a count."""
+    (entities, _), (relations, _) = SHAPES
+    features = Features(
+        object_mask_BM=torch.ones(ROWS, OBJECTS, dtype=torch.bool),
+        object_logits_BMK=torch.randn(ROWS, OBJECTS, entities, requires_grad=True),
+        relation_logits_BK=torch.randn(ROWS, relations, requires_grad=True),
+        image_BD=vectors(ROWS, WIDTH),
+        text_BD=vectors(ROWS, WIDTH),
+        temperature=torch.tensor([0.1], requires_grad=True),
+        matching_logits_B2=torch.randn(ROWS, 2, requires_grad=True),
+    )
+    banks = Banks(vectors(entities, 24).detach(), vectors(relations, 20).detach())
+    exchange, config = Counting(), LossConfig()
+    columns = captions_to_send(whole_batch(), exchange, dtype=torch.bfloat16)
+    features = replace(features, text_BD=columns.send_one(features.text_BD))
+    total_loss(features, columns, whole_batch(), banks, config, exchange).local.backward()
+    sizes = loss_exchange(
+        config, columns=ROWS, width=WIDTH, dtype=torch.bfloat16, banks=SHAPES, classifies=True
+    )
+    assert sizes == LossExchange(**exchange.bytes)
 
 
 def test_classifiers_multiply_in_the_model() -> None:
