@@ -5,10 +5,12 @@ defaults to 1.0, so it is always set; a bf16 engine does not cast its inputs (se
 """
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from promptmeup.config import Config
-from promptmeup.distributed.memory import bucket_of
+from promptmeup.distributed.memory import Stage, bucket_of
 from promptmeup.distributed.world import World
 from promptmeup.errors import CheckpointError, ConfigError, NotFiniteError
 
@@ -41,8 +43,9 @@ OPTIMIZER_NAMES = "optimizer_names"
 class EngineConfig(Config):
     """How parameters, gradients and optimizer state are kept over the ranks."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """ZeRO: 0 nothing sharded, 1 optimizer state, 2 gradients too, 3 parameters too"""
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """ZeRO: 0 nothing sharded, 1 optimizer state, 2 gradients too, 3 parameters too; auto: 0 for a rank alone in fp32,
+    else 1"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU and for models with batch normalisation"""
     compile: bool = False
@@ -63,6 +66,12 @@ class EngineConfig(Config):
                 "compile does not go with zero_stage 3, which swaps parameters while a layer runs: take zero_stage 2"
             )
         return self
+
+    def stage(self, *, ranks: int, dtype: torch.dtype) -> Stage:
+        """Return the stage of a run: alone in fp32, sharding would only copy what it does not divide."""
+        if self.zero_stage != "auto":
+            return self.zero_stage
+        return 0 if ranks == 1 and dtype is torch.float32 else 1
 
 
 def compute_dtype(config: EngineConfig, model: nn.Module, device: torch.device) -> torch.dtype:
@@ -99,19 +108,40 @@ def build_engine(
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if world.device.type == "cpu":
         reduce_by_gloo()
+    dtype = compute_dtype(config, model, world.device)
+    stage = config.stage(ranks=world.size, dtype=dtype)
+    guarded = stage == 0 and dtype is torch.float32
     settings = {
         "train_micro_batch_size_per_gpu": batch,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.gradient_clipping,
+        "gradient_clipping": config.gradient_clipping or (math.inf if guarded else 0.0),
         "zero_optimization": {
-            "stage": config.zero_stage,
+            "stage": stage,
             "reduce_bucket_size": bucket_of(sum(p.numel() for p in model.parameters() if p.requires_grad)),
         },
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": compute_dtype(config, model, world.device) is torch.bfloat16},
+        "bf16": {"enabled": dtype is torch.bfloat16},
     }
     engine, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    if guarded:
+        engine.clip_fp32_gradients = partial(_clip, engine)
+    if stage == 0 and world.size == 1:
+        engine.enable_backward_allreduce = False  # it would copy all gradients twice
     return engine
+
+
+def _clip(engine: Any) -> None:
+    """Clip the gradients in place, and note their norm, as the stages of ZeRO do and DeepSpeed without it does not.
+
+    Raises:
+        NotFiniteError: their norm is not finite; they are as they were.
+    """
+    parameters = [p for p in engine.module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if not norm.isfinite():
+        raise NotFiniteError("the gradient is not finite")
+    torch.nn.utils.clip_grads_with_norm_(parameters, engine.gradient_clipping(), norm)
+    engine._global_grad_norm = norm
 
 
 def reduce_by_gloo() -> None:
@@ -199,12 +229,18 @@ def skip_update(engine: Any) -> None:
         optimizer.overflow = False
 
 
-def insist_on_update(engine: Any) -> None:
-    """Return if the last `engine.step()` updated the parameters.
+def update(engine: Any) -> None:
+    """Update the parameters with the gradients of the last backward pass. Collective.
 
     Raises:
-        NotFiniteError: it did not, since the gradient is not finite (looked for by ZeRO alone); on every rank.
+        NotFiniteError: on every rank, the gradient is not finite, and nothing is updated (not looked for in bf16
+            without ZeRO).
     """
+    try:
+        engine.step()
+    except NotFiniteError:
+        skip_update(engine)
+        raise
     if not engine.was_step_applied():
         raise NotFiniteError("the gradient is not finite")
 

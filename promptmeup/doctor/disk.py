@@ -89,7 +89,8 @@ def room(config: PretrainConfig, *, parameters: int) -> Finding:
     One more than `keep_checkpoints` is there while it is written. best/ and model/ are float32.
     """
     dtype = torch.bfloat16 if _is_low_precision(config) else torch.float32
-    a_checkpoint = checkpoint_bytes(parameters, stage=config.engine.zero_stage, dtype=dtype)
+    # of several ranks: one alone writes no more
+    a_checkpoint = checkpoint_bytes(parameters, stage=config.engine.stage(ranks=2, dtype=dtype), dtype=dtype)
     number = config.keep_checkpoints + 1
     needed = a_checkpoint * number + parameters * 4 * 2
     present = _size(config.out / "checkpoints") + _size(config.out / "best") + _size(config.out / "model")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptmeup.distributed.engine import insist_on_update, one_reduction
+from promptmeup.distributed.engine import one_reduction, update
 from promptmeup.losses.exchange import Exchange
 from promptmeup.losses.total import LossConfig, captions_to_send, total_loss
 from promptmeup.records import Banks, Batch, Features, is_per_row
@@ -70,8 +70,7 @@ def cached_step(
                 elif number == 0:  # a temperature is one number for all rows
                     products.append((again[name] * gradient).sum())
             engine.backward(torch.stack(products).sum())
-    engine.step()
-    insist_on_update(engine)
+    update(engine)
     return found.reported | temperatures(features)
 
 

@@ -75,15 +75,15 @@ def plan_pretraining(config: PretrainConfig, ranks: int | None) -> str:
     lines += [("parameters", f"{total / 1e6:.1f} million: {parts}")]
     dtype, why = gpu_precision(config, model)
     lines += _operations(config, model, shapes, ranks=ranks, steps=steps, dtype=dtype)
+    stage = config.engine.stage(ranks=ranks, dtype=dtype)
     memory = _memory(config, model, total, ranks=ranks, dtype=dtype)
-    size = checkpoint_bytes(total, stage=config.engine.zero_stage, dtype=dtype)
+    size = checkpoint_bytes(total, stage=stage, dtype=dtype)
     disk = (
         f"{_size(size)} a checkpoint, {config.keep_checkpoints} kept and a new one beside them; "
         f"best/ and model/ {_size(4 * total)} each"
     )
-    title = (
-        f"memory of a rank in GiB, in {_name(dtype)}{why}; engine.zero_stage is {config.engine.zero_stage}"
-    )
+    chosen = f"{stage}" if stage == config.engine.zero_stage else f"{config.engine.zero_stage}: {stage}"
+    title = f"memory of a rank in GiB, in {_name(dtype)}{why}; engine.zero_stage is {chosen}"
     return "\n".join([*listed([*lines, ("disk", disk)]), "", title, *memory, "", *_start_lines(ranks)])
 
 
@@ -259,6 +259,7 @@ def _memory(
     activations = saved.of(in_model) + loss_memory(
         config.loss, rows=rows, columns=config.global_batch, width=config.model.width, dtype=dtype
     )
+    chosen = config.engine.stage(ranks=ranks, dtype=dtype)
     found = []
     for stage in STAGES:
         state = state_memory(parameters, stage=stage, ranks=ranks, dtype=dtype)
@@ -270,7 +271,7 @@ def _memory(
             "update": state.update,
             "peak": state.peak(activations),
         }
-        row = {"ZeRO": f"{stage} *" if stage == config.engine.zero_stage else f"{stage}"}
+        row = {"ZeRO": f"{stage} *" if stage == chosen else f"{stage}"}
         found.append(row | {name: f"{number / GIB:.2f}" for name, number in numbers.items()})
     note = (
         "peak: parameters, optimizer, and the larger of gradients + activations and of the update; CUDA, NCCL and "

@@ -109,7 +109,8 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
     dtype = compute_dtype(config.engine, model, world.device)
     found = checkpoint.find(config.out, order=sources.identity, world=world)
     state = found.state if found else RunState(order=sources.identity)
-    own_layout = layout(zero_stage=config.engine.zero_stage, ranks=world.size, dtype=dtype)
+    stage = config.engine.stage(ranks=world.size, dtype=dtype)
+    own_layout = layout(zero_stage=stage, ranks=world.size, dtype=dtype)
     moved_from = state.layout if found and state.layout != own_layout else None
     whole = read_whole(found.folder, found.tag) if found and moved_from and world.is_main else None
     if moved_from:

@@ -60,6 +60,10 @@ class ScalingModel:
         self.parameters = sum(map(sum, self._groups))
         self._cost: RowCost = row_cost(model, max_objects=config.data.max_objects)
 
+    @property
+    def stage(self) -> Stage:
+        return self.config.engine.stage(ranks=2, dtype=self.dtype)
+
     def _parts(self, rows: int) -> int:
         return -(-rows // min(rows, self.config.micro_batch or rows))
 
@@ -103,7 +107,7 @@ class ScalingModel:
     def step(self, ranks: int, rows: int, assumed: Assumed) -> StepTime:
         forward, backward = self.passes(rows, ranks * rows, assumed)
         return step_time(
-            self.collectives(ranks, rows, self.config.engine.zero_stage),
+            self.collectives(ranks, rows, self.stage),
             ranks=ranks,
             forward=forward,
             backward=backward,
@@ -177,9 +181,9 @@ def report(
         ),
         ("efficiency", "pairs/s of a GPU over those of one GPU alone with the same work"),
     ]
-    if config.engine.zero_stage == 3 and config.micro_batch is not None:
+    if model.stage == 3 and config.micro_batch is not None:
         lines += [("beware", "ZeRO 3 with micro_batch gathers parameters more often than is counted here")]
-    stage = config.engine.zero_stage
+    stage = model.stage
     sends = f"MB that each of {most.ranks} GPUs sends in a step of {most.rows} pairs each"
     return "\n".join(
         [
@@ -199,7 +203,7 @@ def report(
 
 def _sent(model: ScalingModel, stage: Stage, most: Scaled) -> dict[str, object]:
     found = model.collectives(most.ranks, most.rows, stage)
-    row: dict[str, object] = {"ZeRO": f"{stage} *" if stage == model.config.engine.zero_stage else f"{stage}"}
+    row: dict[str, object] = {"ZeRO": f"{stage} *" if stage == model.stage else f"{stage}"}
     for what in ("gradients", "parameters", "small parameters", "captions", "captions' gradients"):
         row[what] = sum(one.sent(most.ranks) for one in found if one.what == what) / 1e6
     row["all"] = sum(one.sent(most.ranks) for one in found) / 1e6

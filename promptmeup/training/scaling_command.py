@@ -75,7 +75,7 @@ def run(flags: argparse.Namespace) -> None:
     if flags.plot is not None:
         title = (
             f"A model, not a measurement: {model.parameters / 1e6:.0f} million parameters, ZeRO "
-            f"{config.engine.zero_stage}, {flags.mfu:.0%} of {peak:g} TFLOP/s,\n{flags.per_node} GPUs a node, "
+            f"{model.stage}, {flags.mfu:.0%} of {peak:g} TFLOP/s,\n{flags.per_node} GPUs a node, "
             f"{flags.intra_bandwidth:g} GB/s within and {flags.inter_bandwidth:g} GB/s between nodes"
         )
         draw_scaling(weak, strong, flags.plot, title=title)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptmeup.distributed.engine import insist_on_update, skip_update
+from promptmeup.distributed.engine import skip_update, update
 from promptmeup.errors import NotFiniteError
 from promptmeup.losses.exchange import Exchange
 from promptmeup.losses.total import LossConfig, captions_to_send, total_loss
@@ -53,6 +53,5 @@ def train_step(
     except NotFiniteError:
         skip_update(engine)
         raise
-    engine.step()
-    insist_on_update(engine)
+    update(engine)
     return found.reported | temperatures(features)

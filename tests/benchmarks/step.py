@@ -215,9 +215,9 @@ def measure_case(
         for name, lever in levers(device).items():
             sides[name] = synchronised(within(lever, ours, times=steps), device)
     if subject.kind == "dual encoder":
-        config = subject.config.engine.model_copy(update={"zero_stage": 0})
-        unsharded = Ours(subject, batches, world=world, engine=config)
-        sides["promptmeup, ZeRO 0"] = synchronised(unsharded, device, times=steps)
+        config = subject.config.engine.model_copy(update={"zero_stage": 1})
+        sharded = Ours(subject, batches, world=world, engine=config)
+        sides["promptmeup, ZeRO 1"] = synchronised(sharded, device, times=steps)
         try:
             sides[OPEN_CLIP] = synchronised(theirs(subject, batches, world, steps=steps), device)
         except MissingPeerError as error:
@@ -342,7 +342,7 @@ def measure_command(scale: Scale, rows: int, world: World) -> tuple[list[harness
 
 
 def peak_memory(scale: Scale, kind: str, rows: int) -> dict[str, float]:
-    """Return the growth of resident memory by a few steps, GB, each lever in a process of its own (CPU)."""
+    """Return what a training adds to resident memory, GB, each lever in a process of its own (CPU)."""
     found = {}
     for name in ("", "all captions at the longest's length", "selective checkpointing", "full checkpointing"):
         words = [sys.executable, "-m", "tests.benchmarks.step", "--memory", scale, kind, str(rows), name]
@@ -352,14 +352,14 @@ def peak_memory(scale: Scale, kind: str, rows: int) -> dict[str, float]:
 
 
 def one_memory(scale: Any, kind: str, rows: str, name: str) -> float:
-    """Return what three steps add to this process's largest resident memory, GB."""
+    """Return what model, optimizer and three steps add to this process's largest resident memory, GB."""
     import resource
 
     world = join()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     subject = Subject(scale, kind)
     ours = Ours(subject, subject.batches(int(rows), BATCHES, world.device), world=world)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with levers(world.device)[name](ours) if name else nullcontext():
         for _ in range(3):
             ours()
@@ -371,7 +371,7 @@ def measure() -> tuple[list[harness.Row], Mapping[str, float]]:
     world = join()
     device = world.device
     if device.type == "cpu":
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(1)  # more wait for each other where cores are shared
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     peak = device_peak(device, dtype)
     print(

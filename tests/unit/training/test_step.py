@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from promptmeup.distributed.collectives import WorldExchange
-from promptmeup.distributed.engine import EngineConfig, build_engine
+from promptmeup.distributed.engine import EngineConfig, build_engine, update
 from promptmeup.distributed.world import World
-from promptmeup.errors import TrainingError
+from promptmeup.errors import NotFiniteError, TrainingError
 from promptmeup.losses.total import LossConfig
 from promptmeup.models.alignment import AlignmentModel
 from promptmeup.records import Banks, Batch, SoftLabels
@@ -270,6 +271,56 @@ def _clipped(world: World, clipping: float) -> float:
 def test_gradients_are_clipped_as_configured(clipping: float, norm: float) -> None:
     """DeepSpeed's own default became 1.0 at some version: unset, an update would be a third of itself here."""
     assert run_ranks(_clipped, 1, clipping, timeout=120) == [pytest.approx(norm, rel=1e-5)]
+
+
+def _not_finite(world: World, stage: Any, clipping: float) -> tuple[list[str], bool, bool]:
+    """A gradient that is not finite behind a loss that is: what is said in two steps, and whether anything changed."""
+    model = nn.Linear(4, 1, bias=False)
+    before = model.weight.detach().clone()
+    engine = build_engine(
+        model,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=1.0),
+        config=EngineConfig(zero_stage=stage, gradient_clipping=clipping),
+        batch=1,
+        world=world,
+    )
+    said = []
+    for _ in range(2):
+        engine.backward(engine(torch.ones(1, 4)).sum() + _infinite_slope(engine))
+        try:
+            update(engine)
+        except NotFiniteError as error:
+            said.append(str(error))
+    unchanged = torch.equal(model.weight, before)
+    engine.backward(engine(torch.ones(1, 4)).sum())
+    update(engine)
+    return said, unchanged, bool(model.weight.isfinite().all() and not torch.equal(model.weight, before))
+
+
+def _infinite_slope(engine: Any) -> Tensor:
+    """Return 0, whose gradient is infinite: the square root of nothing."""
+    return (engine.module.weight * 0).sum().sqrt()
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [("auto", 1), (0, 2), ("auto", 2)])
+@pytest.mark.parametrize("clipping", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_changes_nothing(stage: Any, ranks: int, clipping: float) -> None:
+    expected = (["the gradient is not finite"] * 2, True, True)
+    assert run_ranks(_not_finite, ranks, stage, clipping, timeout=120) == [expected] * ranks
+
+
+@pytest.mark.parametrize(
+    ("ranks", "dtype", "stage"),
+    [(1, torch.float32, 0), (1, torch.bfloat16, 1), (2, torch.float32, 1), (8, torch.bfloat16, 1)],
+)
+def test_stages_that_are_chosen(ranks: int, dtype: torch.dtype, stage: int) -> None:
+    assert EngineConfig().stage(ranks=ranks, dtype=dtype) == stage
+    assert EngineConfig(zero_stage=2).stage(ranks=ranks, dtype=dtype) == 2
+
+
+def test_compiling_does_not_go_with_stage_3() -> None:
+    with pytest.raises(ValidationError, match="take zero_stage 2"):
+        EngineConfig(zero_stage=3, compile=True)
 
 
 def _with_a_scalar_parameter(world: World) -> None:
