@@ -76,10 +76,11 @@ class Subject:
 
     scale: Scale
     kind: str
+    overrides: tuple[str, ...] = ()
 
     @property
     def config(self) -> PretrainConfig:
-        return settings(self.scale)
+        return settings(self.scale, *self.overrides)
 
     @property
     def losses(self) -> LossConfig:
