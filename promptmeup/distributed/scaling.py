@@ -75,18 +75,16 @@ def engine_collectives(
         return []
     width, sizes = dtype.itemsize, [size for group in groups for size in group]
     total = sum(sizes)
-    is_fp32 = dtype is torch.float32
     if stage == 0:
         calls = backwards * math.ceil(total / BUCKET)
-        found = [Collective("gradients", "all-reduce", backwards * width * total, calls, under="backward")]
-        return [*found, Collective("norm", "all-reduce", 4)] if is_fp32 else found
+        return [Collective("gradients", "all-reduce", backwards * width * total, calls, under="backward")]
     if stage < 3:
         # each group is cut into equal parts, which begin at even numbers
         padded = [_round_up(sum(group), 2 * ranks) for group in groups if group]
         return [
             Collective("gradients", "all-reduce", width * total, math.ceil(total / BUCKET), under="backward"),
             # a norm and a flag of overflow, which in bf16 is looked for once more
-            Collective("norm", "all-reduce", 8, 2) if is_fp32 else Collective("norm", "all-reduce", 9, 3),
+            Collective("norm", "all-reduce", *((8, 2) if dtype is torch.float32 else (9, 3))),
             Collective("parameters", "all-gather", width * sum(padded), len(padded)),
         ]
     large = [_round_up(size, ranks) for size in sizes if size > PERSISTENT]

@@ -16,7 +16,12 @@ from typing import Any
 from packaging.requirements import Requirement
 
 NODE = ("torch", "transformers", "timm", "deepspeed", "pydantic", "PyYAML")
-BENCHMARKS = ("tests.benchmarks.harness", "tests.benchmarks.loss", "tests.benchmarks.step", "tests.benchmarks.numerics")
+BENCHMARKS = (
+    "tests.benchmarks.harness",
+    "tests.benchmarks.loss",
+    "tests.benchmarks.step",
+    "tests.benchmarks.numerics",
+)
 ROWS = 4
 
 

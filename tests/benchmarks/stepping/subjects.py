@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,9 +24,9 @@ from promptmeup.records import Banks, Batch, SoftLabels
 from promptmeup.training.optim import build_optimizer
 from promptmeup.training.settings import PretrainConfig
 from promptmeup.training.step import train_step
-from tests.support.real_data import ROOT
 
 Scale = Literal["tiny", "small", "base"]
+ROOT = Path(__file__).parents[3]
 KINDS = ("dual encoder", "student")
 OBJECTS, ENTITIES, RELATIONS, KEPT = 3, 1000, 369, 32
 CAPTION_MEAN, CAPTION_DEVIATION, CAPTION_SHORTEST = 21, 7, 5
