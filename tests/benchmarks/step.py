@@ -353,17 +353,21 @@ def peak_memory(scale: Scale, kind: str, rows: int) -> dict[str, float]:
 
 def one_memory(scale: Any, kind: str, rows: str, name: str) -> float:
     """Return what model, optimizer and three steps add to this process's largest resident memory, GB."""
-    import resource
-
     world = join()
     torch.set_num_threads(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = largest_resident()
     subject = Subject(scale, kind)
     ours = Ours(subject, subject.batches(int(rows), BATCHES, world.device), world=world)
     with levers(world.device)[name](ours) if name else nullcontext():
         for _ in range(3):
             ours()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
+    return largest_resident() - before
+
+
+def largest_resident() -> float:
+    """Return GB; not getrusage's, which a process has from the one that started it."""
+    status = Path("/proc/self/status").read_text()
+    return float(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
 
 
 def measure() -> tuple[list[harness.Row], Mapping[str, float]]:
