@@ -52,7 +52,7 @@ class EngineConfig(Config):
     """compile the transformer layers (torch.compile): minutes at the start, needs a C++ compiler, not at ZeRO 3"""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """selective: keep what products of matrices and attention give, compute norms, GELU and dropout again; full: keep
-    each layer's input alone, for one more forward pass of the layers"""
+    each layer's input alone, for one more forward pass of the layers; at ZeRO 3 full alone"""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """largest norm of the gradient; 0 switches clipping off"""
     timeout: float = Field(default=1800.0, gt=0)
@@ -64,6 +64,11 @@ class EngineConfig(Config):
         if self.compile and self.zero_stage == 3:
             raise ValueError(
                 "compile does not go with zero_stage 3, which swaps parameters while a layer runs: take zero_stage 2"
+            )
+        if self.activation_checkpointing == "selective" and self.zero_stage == 3:
+            raise ValueError(
+                "selective activation_checkpointing does not go with zero_stage 3, under which its gradients are not "
+                "exactly those without it: take full, or zero_stage 2"
             )
         return self
 

@@ -215,6 +215,8 @@ def _operations(
     )
     flops = step_flops(cost, rows=rows, length=length, losses=losses)
     done = step_flops(cost, rows=rows, length=length, losses=losses, micro_batch=config.micro_batch)
+    if config.engine.activation_checkpointing == "full":
+        done += rows * cost.forward_flops(length)
     pair = flops / rows
     share = f"{losses / flops:.1%}" if losses >= flops / 1000 else "under 0.1%"
     text = (
@@ -222,7 +224,7 @@ def _operations(
         f"{_flop(flops * ranks)} a step, {_flop(flops)} of them on each rank"
     )
     if done > flops:
-        text += f", {_flop(done)} with the forward pass that micro_batch adds"
+        text += f", {_flop(done)} with what is computed again"
     gpu = gpu_names()[0] if torch.cuda.is_available() else EXAMPLE_GPU
     peak = config.peak_tflops or peak_tflops(gpu, dtype)
     lines = [("operations", text)]

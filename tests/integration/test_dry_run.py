@@ -112,7 +112,7 @@ def test_the_papers_sizes_without_corpus_weights_or_network(capsys: Shown) -> No
     )
     assert "parameters  196.1 million: text 66.4, vision 85.8, fusion 43.1, heads 0.8" in shown
     assert "193 GFLOP a pair (64 tokens, the longest" in shown
-    assert "with the forward pass that micro_batch adds" in shown
+    assert "TFLOP with what is computed again" in shown
     assert "sbatch --nodes=3 --ntasks-per-node=8 --gpus-per-node=8 slurm/pretrain.sh" in shown
     assert "deepspeed --hostfile HOSTS launch/pretrain.py" in shown
 
