@@ -3,7 +3,8 @@
 What they are held against is a plain loop on the CPU in float32, without DeepSpeed; held against it are bfloat16 and
 float32 under ZeRO, on a GPU where there is one, else on the CPU. All losses of `small.yaml`, with a ViT in the place of
 its EfficientNet, whose batch normalisation bfloat16 does not go with; without dropout, whose random numbers differ
-between devices. The few batches come again and again, so that there is something to learn.
+between devices. The few batches come again and again, so that there is something to learn, at the rate of the encoders
+for all parts: at the heads' 1e-3 even float32 under ZeRO, off by rounding, leaves the plain loop by 0.4 %.
 """
 
 import os
@@ -26,6 +27,7 @@ STEPS, ROWS, BATCHES = int(os.environ.get("STEPS", "100")), 16, 5
 TRUTH = "float32, plain loop, cpu"
 VIT = (
     "model.text.dropout=0",
+    "optim.lr=3e-4",
     "model.vision.kind=transformers",
     "model.vision.architecture=null",
     "model.vision.hidden=384",
