@@ -204,9 +204,7 @@ def _groups(
     tokens_BL: Tensor, token_mask_BL: Tensor, lengths: Sequence[int] | None
 ) -> list[tuple[Tensor, Tensor]]:
     """Return token ids and masks in groups of neighbouring rows, cut at the longest caption of each."""
-    if lengths is None:
-        return [(tokens_BL, token_mask_BL)]
-    cut = spans(lengths, longest=tokens_BL.shape[1])
+    cut = spans(lengths, rows=len(tokens_BL), longest=tokens_BL.shape[1])
     rows = [count for count, _ in cut]
     parts = zip(torch.split(tokens_BL, rows), torch.split(token_mask_BL, rows), cut, strict=True)
     return [(tokens[:, :length], mask[:, :length]) for tokens, mask, (_, length) in parts]

@@ -165,8 +165,12 @@ def _saved(model: AlignmentModel, *, rows: int, length: int, max_objects: int) -
     checkpointed = [layer for layer in transformer_layers(model) if "forward" in vars(layer)]
     products = _Products(keep)
     handles = []
+
+    def keep_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        keep(inputs[0])
+
     for layer in checkpointed:
-        handles += [layer.register_forward_pre_hook(lambda _, inputs: (keep(inputs[0]), None)[1])]
+        handles += [layer.register_forward_pre_hook(keep_input)]
         if vars(layer)["forward"].keywords.get("context_fn"):
             handles += [
                 layer.register_forward_pre_hook(lambda *_: products.look(True)),

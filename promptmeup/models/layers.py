@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers import ViTModel
 
 from promptmeup.errors import ConfigError
 from promptmeup.models.alignment import AlignmentModel
@@ -32,10 +33,13 @@ EXPENSIVE = {
 def transformer_layers(model: AlignmentModel) -> list[nn.Module]:
     """Return the layers of text, fusion and vision; a CNN has none."""
     backbone: Any = model.vision.backbone
-    vision = getattr(backbone, "layers", None) or getattr(backbone, "blocks", None) or []
+    vision: Any = []
+    if isinstance(backbone, ViTModel):
+        vision = backbone.layers
+    elif hasattr(backbone, "num_prefix_tokens"):  # timm's ViTs
+        vision = backbone.blocks
     fusion: Any = model.fusion.layers if model.fusion is not None else []
-    is_transformer = hasattr(backbone, "layers") or hasattr(backbone, "num_prefix_tokens")
-    return [*model.text.layers, *fusion, *(vision if is_transformer else [])]
+    return [*model.text.layers, *fusion, *vision]
 
 
 def compile_layers(model: AlignmentModel, *, backend: str = "inductor") -> None:

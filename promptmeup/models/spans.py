@@ -11,17 +11,19 @@ Span = tuple[int, int]
 """(rows, tokens) of a group of neighbouring rows"""
 
 
-def spans(lengths: Sequence[int], *, longest: int) -> list[Span]:
-    """Return groups of equally many rows, up to one, that cover the captions in their order.
+def spans(lengths: Sequence[int] | None, *, rows: int, longest: int) -> list[Span]:
+    """Return groups of equally many rows, up to one, that cover the captions in their order; without lengths, one.
 
     Their number depends on the number of captions alone: under ZeRO-3 the ranks exchange parameters whenever a layer
     is called, so each must call it equally often.
 
     Args:
-        lengths: real tokens of each caption, ascending.
+        lengths: real tokens of each caption, ascending; None: not known.
+        rows: number of captions.
         longest: what the captions are padded to, at least the largest of `lengths`.
     """
-    rows = len(lengths)
+    if lengths is None:
+        return [(rows, longest)]
     groups = max(1, min(MOST, rows // MIN_ROWS))
     stops = [rows * (number + 1) // groups for number in range(groups)]
     starts = [0, *stops[:-1]]

@@ -17,7 +17,7 @@ from promptmeup.data.reader import PackedSplit
 from promptmeup.data.remote import is_remote
 from promptmeup.data.sources import Sources, shares_of
 from promptmeup.distributed.engine import compute_dtype
-from promptmeup.distributed.memory import STAGES, checkpoint_bytes, state_memory
+from promptmeup.distributed.memory import STAGES, Stage, checkpoint_bytes, state_memory
 from promptmeup.distributed.peaks import peak_tflops
 from promptmeup.distributed.world import gpu_names
 from promptmeup.errors import ConfigError, ShardError, WeightsError
@@ -76,14 +76,14 @@ def plan_pretraining(config: PretrainConfig, ranks: int | None) -> str:
     dtype, why = gpu_precision(config, model)
     lines += _operations(config, model, shapes, ranks=ranks, steps=steps, dtype=dtype)
     stage = config.engine.stage(ranks=ranks, dtype=dtype)
-    memory = _memory(config, model, total, ranks=ranks, dtype=dtype)
+    memory = _memory(config, model, total, ranks=ranks, dtype=dtype, chosen=stage)
     size = checkpoint_bytes(total, stage=stage, dtype=dtype)
     disk = (
         f"{_size(size)} a checkpoint, {config.keep_checkpoints} kept and a new one beside them; "
         f"best/ and model/ {_size(4 * total)} each"
     )
-    chosen = f"{stage}" if stage == config.engine.zero_stage else f"{config.engine.zero_stage}: {stage}"
-    title = f"memory of a rank in GiB, in {_name(dtype)}{why}; engine.zero_stage is {chosen}"
+    told = f"{stage}" if stage == config.engine.zero_stage else f"{config.engine.zero_stage}: {stage}"
+    title = f"memory of a rank in GiB, in {_name(dtype)}{why}; engine.zero_stage is {told}"
     return "\n".join([*listed([*lines, ("disk", disk)]), "", title, *memory, "", *_start_lines(ranks)])
 
 
@@ -247,7 +247,13 @@ def _flop(count: float) -> str:
 
 
 def _memory(
-    config: PretrainConfig, model: AlignmentModel, parameters: int, *, ranks: int, dtype: torch.dtype
+    config: PretrainConfig,
+    model: AlignmentModel,
+    parameters: int,
+    *,
+    ranks: int,
+    dtype: torch.dtype,
+    chosen: Stage,
 ) -> list[str]:
     rows = config.global_batch // ranks
     in_model = min(rows, config.micro_batch or rows)
@@ -261,7 +267,6 @@ def _memory(
     activations = saved.of(in_model) + loss_memory(
         config.loss, rows=rows, columns=config.global_batch, width=config.model.width, dtype=dtype
     )
-    chosen = config.engine.stage(ranks=ranks, dtype=dtype)
     found = []
     for stage in STAGES:
         state = state_memory(parameters, stage=stage, ranks=ranks, dtype=dtype)

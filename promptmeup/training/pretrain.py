@@ -176,6 +176,7 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
         max_objects=config.data.max_objects,
         dtype=dtype,
         world=world,
+        micro_batch=config.micro_batch,
         peak=config.peak_tflops,
     )
 

@@ -44,6 +44,7 @@ class Throughput:
     Args:
         rows: pairs of a rank in each step.
         max_objects: boxes of a photo.
+        micro_batch: pairs in the model at once, where they are not all.
         peak: TFLOP/s of one GPU; None: of its data sheet, and where that is not known there is no MFU.
     """
 
@@ -57,10 +58,11 @@ class Throughput:
         max_objects: int,
         dtype: torch.dtype,
         world: World,
+        micro_batch: int | None = None,
         peak: float | None = None,
     ) -> None:
         self._model, self._max_objects = model, max_objects
-        self._rows, self._ranks = rows, world.size
+        self._rows, self._ranks, self._micro_batch = rows, world.size, micro_batch
         self._losses = loss_flops(
             losses,
             rows=rows,
@@ -77,7 +79,7 @@ class Throughput:
 
     def note(self, batch: Batch) -> None:
         """Take in the lengths of a step's captions."""
-        self._steps.append(worked_on(batch))
+        self._steps.append(worked_on(batch, micro_batch=self._micro_batch))
 
     def rates(self, pairs_per_second: float) -> dict[str, float]:
         """Return "tflops" of each rank, and "mfu" (0 to 1) where the peak is known, since the call before."""
@@ -91,10 +93,16 @@ class Throughput:
         return {"tflops": tflops} | ({} if self._peak is None else {"mfu": tflops / self._peak})
 
 
-def worked_on(batch: Batch) -> list[Span]:
-    """Return (rows, tokens) of the groups that the model works on its captions in."""
-    longest = batch.tokens_BL.shape[1]
-    return [(len(batch), longest)] if batch.lengths is None else spans(batch.lengths, longest=longest)
+def worked_on(batch: Batch, *, micro_batch: int | None = None) -> list[Span]:
+    """Return (rows, tokens) of the groups that the model works on its captions in; each micro-batch has its own."""
+    rows, longest = batch.tokens_BL.shape
+    size = micro_batch or rows
+    parts = [(first, min(first + size, rows)) for first in range(0, rows, size)]
+    return [
+        span
+        for first, stop in parts
+        for span in spans(batch.lengths and batch.lengths[first:stop], rows=stop - first, longest=longest)
+    ]
 
 
 def batch_flops(cost: RowCost, groups: Sequence[Span]) -> float:

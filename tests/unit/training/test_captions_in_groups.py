@@ -69,6 +69,16 @@ def test_features_and_gradients(changes: dict[str, object]) -> None:
         assert difference <= 1e-5 * gradient.norm() + 1e-7 * largest, name
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_micro_batches_have_groups_of_their_own(known: bool) -> None:
+    """As `cached_step` cuts them; the last one is smaller."""
+    batch = sorted_batch() if known else replace(sorted_batch(), lengths=None)
+    parts = [batch.rows(first, first + 20) for first in range(0, ROWS, 20)]
+    assert worked_on(batch, micro_batch=20) == [span for part in parts for span in worked_on(part)]
+    assert [rows for rows, _ in worked_on(batch, micro_batch=20)] == [20, 20, 8]
+    assert worked_on(batch, micro_batch=ROWS) == worked_on(batch)
+
+
 def _curve(world: World, stage: int, grouped: bool, micro_batch: int | None) -> list[float]:
     model = support.tiny_model().train()
     engine = build_engine(
