@@ -1,4 +1,4 @@
-"""The looks of the synthetic world's entities, told apart by colour, shape and pattern.
+"""The looks of the synthetic world's entities in the news, told apart by colour, shape and pattern.
 
 A place is the background, a person a figure with hair and a patterned torso, an organisation a banner with
 an emblem, an event a large prop. Looks are numbered; the limits below say how many there are of each kind.
@@ -49,23 +49,23 @@ MAX_PLACES = len(GROUNDS) * len(SKYLINES)
 MAX_EVENTS = len(COLOURS) * len(PROPS)
 
 
-def _part(area: Area, x0: float, y0: float, x1: float, y1: float) -> Area:
+def part(area: Area, x0: float, y0: float, x1: float, y1: float) -> Area:
     """Return the part of `area` between the given fractions of its width and height."""
     left, top, right, bottom = area
     wide, high = right - left, bottom - top
     return left + x0 * wide, top + y0 * high, left + x1 * wide, top + y1 * high
 
 
-def _points(area: Area, *fractions: tuple[float, float]) -> list[tuple[float, float]]:
-    return [_part(area, x, y, x, y)[:2] for x, y in fractions]
+def points(area: Area, *fractions: tuple[float, float]) -> list[tuple[float, float]]:
+    return [part(area, x, y, x, y)[:2] for x, y in fractions]
 
 
-def _line(area: Area, fraction: float) -> int:
+def stroke(area: Area, fraction: float) -> int:
     """Return a line's width in pixels, as a fraction of the area's."""
     return max(1, round((area[2] - area[0]) * fraction))
 
 
-def _look(number: int, first: Sequence[object], second: Sequence[object]) -> tuple[int, int]:
+def look(number: int, first: Sequence[object], second: Sequence[object]) -> tuple[int, int]:
     """Return a pair of positions, different for each number below the product; neighbours differ in both."""
     column, row = number % len(first), number // len(first)
     return column, (column + row) % len(second)
@@ -73,7 +73,7 @@ def _look(number: int, first: Sequence[object], second: Sequence[object]) -> tup
 
 def draw_place(draw: ImageDraw, number: int, rng: random.Random, *, width: int, height: int) -> None:
     """Fill the picture with the background of a place; `rng` moves its horizon and skyline a little."""
-    ground, skyline = _look(number, GROUNDS, SKYLINES)
+    ground, skyline = look(number, GROUNDS, SKYLINES)
     above, below = GROUNDS[ground]
     horizon = height * rng.uniform(0.55, 0.7)
     draw.rectangle((0, 0, width, height), fill=above)
@@ -92,66 +92,66 @@ def draw_place(draw: ImageDraw, number: int, rng: random.Random, *, width: int, 
 
 def draw_person(draw: ImageDraw, number: int, area: Area) -> None:
     """Draw a head with hair over a patterned torso that reaches the area's bottom."""
-    colour, pattern = _look(number, COLOURS, PATTERNS)
+    colour, pattern = look(number, COLOURS, PATTERNS)
     hair, skin = HAIR[number % len(HAIR)], SKIN[number % len(SKIN)]
-    torso = _part(area, 0, 0.4, 1, 1)
+    torso = part(area, 0, 0.4, 1, 1)
     draw.rectangle(torso, fill=COLOURS[colour])
     other = WHITE if PATTERNS[pattern] != "checked" else BLACK
     for n in range(1, 6, 2):
         if PATTERNS[pattern] in ("across", "checked"):
-            draw.rectangle(_part(torso, 0, n / 6, 1, (n + 1) / 6), fill=other)
+            draw.rectangle(part(torso, 0, n / 6, 1, (n + 1) / 6), fill=other)
         if PATTERNS[pattern] in ("down", "checked"):
-            draw.rectangle(_part(torso, n / 6, 0, (n + 1) / 6, 1), fill=other)
-    draw.ellipse(_part(area, 0.15, 0, 0.85, 0.42), fill=hair)
-    draw.ellipse(_part(area, 0.25, 0.12, 0.75, 0.42), fill=skin)
+            draw.rectangle(part(torso, n / 6, 0, (n + 1) / 6, 1), fill=other)
+    draw.ellipse(part(area, 0.15, 0, 0.85, 0.42), fill=hair)
+    draw.ellipse(part(area, 0.25, 0.12, 0.75, 0.42), fill=skin)
 
 
 def draw_organisation(draw: ImageDraw, number: int, area: Area) -> None:
     """Draw a framed banner, black or white, with a coloured emblem."""
-    colour, emblem = _look(number, COLOURS, EMBLEMS)
+    colour, emblem = look(number, COLOURS, EMBLEMS)
     fill, name = COLOURS[colour], EMBLEMS[emblem]
-    draw.rectangle(area, fill=BLACK if number % 2 else WHITE, outline=fill, width=_line(area, 0.05))
-    inner = _part(area, 0.2, 0.2, 0.8, 0.8)
+    draw.rectangle(area, fill=BLACK if number % 2 else WHITE, outline=fill, width=stroke(area, 0.05))
+    inner = part(area, 0.2, 0.2, 0.8, 0.8)
     if name == "circle":
         draw.ellipse(inner, fill=fill)
     elif name == "square":
         draw.rectangle(inner, fill=fill)
     elif name == "triangle":
-        draw.polygon(_points(inner, (0, 1), (0.5, 0), (1, 1)), fill=fill)
+        draw.polygon(points(inner, (0, 1), (0.5, 0), (1, 1)), fill=fill)
     elif name == "diamond":
-        draw.polygon(_points(inner, (0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)), fill=fill)
+        draw.polygon(points(inner, (0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)), fill=fill)
     elif name == "cross":
-        draw.rectangle(_part(inner, 0.35, 0, 0.65, 1), fill=fill)
-        draw.rectangle(_part(inner, 0, 0.35, 1, 0.65), fill=fill)
+        draw.rectangle(part(inner, 0.35, 0, 0.65, 1), fill=fill)
+        draw.rectangle(part(inner, 0, 0.35, 1, 0.65), fill=fill)
     else:
-        draw.ellipse(inner, outline=fill, width=_line(inner, 0.2))
+        draw.ellipse(inner, outline=fill, width=stroke(inner, 0.2))
 
 
 def draw_event(draw: ImageDraw, number: int, area: Area) -> None:
     """Draw the prop that stands for an event."""
-    colour, prop = _look(number, COLOURS, PROPS)
+    colour, prop = look(number, COLOURS, PROPS)
     fill, name = COLOURS[colour], PROPS[prop]
     if name == "tent":
-        draw.polygon(_points(area, (0, 1), (0.5, 0), (1, 1)), fill=fill)
-        draw.polygon(_points(area, (0.38, 1), (0.5, 0.4), (0.62, 1)), fill=BLACK)
+        draw.polygon(points(area, (0, 1), (0.5, 0), (1, 1)), fill=fill)
+        draw.polygon(points(area, (0.38, 1), (0.5, 0.4), (0.62, 1)), fill=BLACK)
     elif name == "trophy":
-        draw.pieslice(_part(area, 0.1, -0.6, 0.9, 0.6), 0, 180, fill=fill)
-        draw.rectangle(_part(area, 0.42, 0.5, 0.58, 0.85), fill=fill)
-        draw.rectangle(_part(area, 0.15, 0.85, 0.85, 1), fill=BLACK)
+        draw.pieslice(part(area, 0.1, -0.6, 0.9, 0.6), 0, 180, fill=fill)
+        draw.rectangle(part(area, 0.42, 0.5, 0.58, 0.85), fill=fill)
+        draw.rectangle(part(area, 0.15, 0.85, 0.85, 1), fill=BLACK)
     elif name == "balloons":
         for x in (0.0, 0.33, 0.66):
-            draw.line(_points(area, (x + 0.17, 0.4), (0.5, 1)), fill=BLACK, width=_line(area, 0.03))
+            draw.line(points(area, (x + 0.17, 0.4), (0.5, 1)), fill=BLACK, width=stroke(area, 0.03))
             draw.ellipse(
-                _part(area, x, 0.2 if x == 0.33 else 0, x + 0.34, 0.65 if x == 0.33 else 0.45), fill=fill
+                part(area, x, 0.2 if x == 0.33 else 0, x + 0.34, 0.65 if x == 0.33 else 0.45), fill=fill
             )
     elif name == "wheel":
-        draw.ellipse(area, outline=fill, width=_line(area, 0.1))
+        draw.ellipse(area, outline=fill, width=stroke(area, 0.1))
         for start, end in (((0.5, 0), (0.5, 1)), ((0, 0.5), (1, 0.5))):
-            draw.line(_points(area, start, end), fill=fill, width=_line(area, 0.06))
+            draw.line(points(area, start, end), fill=fill, width=stroke(area, 0.06))
     elif name == "flag":
-        draw.rectangle(_part(area, 0, 0, 0.1, 1), fill=BLACK)
-        draw.rectangle(_part(area, 0.1, 0, 1, 0.55), fill=fill)
-        draw.rectangle(_part(area, 0.1, 0.2, 1, 0.36), fill=WHITE)
+        draw.rectangle(part(area, 0, 0, 0.1, 1), fill=BLACK)
+        draw.rectangle(part(area, 0.1, 0, 1, 0.55), fill=fill)
+        draw.rectangle(part(area, 0.1, 0.2, 1, 0.36), fill=WHITE)
     else:
-        draw.rectangle(_part(area, 0.42, 0.5, 0.58, 1), fill=(95, 60, 40))
-        draw.ellipse(_part(area, 0.0, 0.0, 1.0, 0.7), fill=fill)
+        draw.rectangle(part(area, 0.42, 0.5, 0.58, 1), fill=(95, 60, 40))
+        draw.ellipse(part(area, 0.0, 0.0, 1.0, 0.7), fill=fill)
