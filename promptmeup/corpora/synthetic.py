@@ -23,6 +23,7 @@ from promptmeup.config import Config
 from promptmeup.corpora import synthetic_looks as looks
 from promptmeup.corpora import synthetic_names as names
 from promptmeup.corpora.newsclippings import ANNOTATIONS, ORIGIN, RECORDS
+from promptmeup.corpora.synthetic_bystanders import NOBODY, BystandersConfig
 from promptmeup.corpora.synthetic_ceiling import Told, retrieval_ceiling
 from promptmeup.corpora.synthetic_extraction import ExtractionSizes, write_extraction
 from promptmeup.corpora.synthetic_files import box_entry, object_entry, write_lines, write_text
@@ -53,6 +54,8 @@ class SyntheticConfig(Config):
     num_events: int = Field(6, ge=1, le=min(looks.MAX_EVENTS, len(names.EVENT_NAMES)))
     image_size: tuple[Side, Side] = (160, 120)
     """width and height in pixels"""
+    bystanders: BystandersConfig = NOBODY
+    """who else is in every image, and told of nowhere"""
     falsified: bool = True
     """show every caption a second time, with an image of the same split that it is not true of"""
     extraction: ExtractionSizes = ExtractionSizes()
@@ -61,14 +64,34 @@ class SyntheticConfig(Config):
     @model_validator(mode="after")
     def _others_for_posts(self) -> Self:
         """A sentence's other reading needs others of the kind: an event that is not the one meant."""
-        least = {"num_people": 3, "num_organisations": 2, "num_places": 2, "num_events": 2}
-        small = [f"{name}={getattr(self, name)}" for name, low in least.items() if getattr(self, name) < low]
+        low = {"num_people": 3, "num_organisations": 2, "num_places": 2, "num_events": 2}
+        small = self._smaller_than(low)
         if any(self.extraction.by_split().values()) and small:
             raise ValueError(
-                f"the world is too small for the extraction corpora ({', '.join(small)}): they need 3 people and 2 of "
-                "every other kind; or set extraction.num_train, extraction.num_val and extraction.num_test to 0"
+                f"the world is too small for the extraction corpora ({small}): they need 3 people and 2 of every "
+                "other kind; or set extraction.num_train, extraction.num_val and extraction.num_test to 0"
             )
         return self
+
+    @model_validator(mode="after")
+    def _others_for_bystanders(self) -> Self:
+        """Bystanders are besides all that a text is about; of twins, besides those of both images."""
+        posts = any(self.extraction.by_split().values())
+        people, events = self.bystanders.people, self.bystanders.events
+        low = {"num_people": people + (3 if posts else 2), "num_events": events + (2 if posts else 1)}
+        small = self._smaller_than(low)
+        if (people or events) and small:
+            raise ValueError(
+                f"the world is too small for its bystanders ({small}): bystanders.people={people} needs "
+                f"num_people={low['num_people']}, bystanders.events={events} needs num_events={low['num_events']}; "
+                "raise these, or set fewer bystanders"
+            )
+        return self
+
+    def _smaller_than(self, low: dict[str, int]) -> str:
+        return ", ".join(
+            f"{name}={getattr(self, name)}" for name, least in low.items() if getattr(self, name) < least
+        )
 
 
 def generate(config: SyntheticConfig) -> None:
@@ -92,6 +115,7 @@ def generate(config: SyntheticConfig) -> None:
             num_train=config.num_train_images,
             num_val=config.num_val_images,
             captions_per_image=config.captions_per_image,
+            bystanders=config.bystanders,
         )
     )
     by_split = {split: [item for item in news if item.split == split] for split in ("train", "val")}
@@ -107,8 +131,14 @@ def generate(config: SyntheticConfig) -> None:
         for split, content in pairs.items():
             file = config.out / ANNOTATIONS / SUBSET / f"{split}.json"
             write_text(file, json.dumps({"source_datasets": ["synthetic_random"], "annotations": content}))
-        folder = config.out / "extraction"
-        write_extraction(folder, world, config.extraction, seed=config.seed, image_size=config.image_size)
+        write_extraction(
+            config.out / "extraction",
+            world,
+            config.extraction,
+            seed=config.seed,
+            image_size=config.image_size,
+            bystanders=config.bystanders,
+        )
     except OSError as error:
         raise CorpusError(f"cannot write the synthetic world to {config.out}: {error}") from error
 
@@ -137,9 +167,11 @@ def _ceiling(news: list[News]) -> dict[str, Any]:
 def _claim(config: SyntheticConfig, world: World) -> None:
     """Mark the folder as ours; nothing is ever deleted, so another world's files must not be there."""
     settings = config.model_dump(mode="json", exclude={"out"})
+    defaults = SyntheticConfig.model_construct(out=config.out).model_dump(mode="json", exclude={"out"})
     marker = config.out / MARKER
     try:
-        earlier = dict(json.loads(marker.read_text(encoding="utf-8"))["config"])
+        # a setting that is younger than the folder had its default there
+        earlier = defaults | json.loads(marker.read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError, TypeError):
         if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
             raise CorpusError(
@@ -148,7 +180,7 @@ def _claim(config: SyntheticConfig, world: World) -> None:
             ) from None
     else:
         if earlier != settings:
-            changed = sorted(k for k in settings if earlier.get(k) != settings[k])
+            changed = sorted(k for k in settings if earlier[k] != settings[k])
             raise CorpusError(
                 f"{config.out} holds another synthetic world (different: {', '.join(changed)}): "
                 "set out to a new folder, or delete that one first"

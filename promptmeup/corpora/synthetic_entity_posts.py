@@ -1,7 +1,8 @@
 """Posts for entity recognition in which a short name denotes one of two entities: the one that the image shows.
 
 Half of the short names are decided by kind: the image shows one bearer and nothing of the other's kind. The
-other half are decided by identity: it shows one bearer, and another entity of the other bearer's kind.
+other half are decided by identity: it shows one bearer, and another entity of the other bearer's kind. Bystanders
+(synthetic_bystanders.py) come on top of that, as many of each kind for either reading.
 """
 
 import random
@@ -31,6 +32,10 @@ class EntityPost(Post):
     def kind(self) -> Kind:
         """What the short name is of."""
         return self.mentions[0][1]
+
+    @property
+    def asked(self) -> tuple[Entity, ...]:
+        return self.nickname.bearers
 
     def fields(self) -> dict[str, Any]:
         """Return tags in BIO, and which mention the words leave open."""

@@ -6,10 +6,10 @@
     extraction/images/TASK/SPLIT/0000/000.jpg          one a post, drawn for it alone
     extraction/ceiling.json                            the best scores on test (synthetic_extraction_ceiling.py)
 
-Beside the format's own keys a line says "shows", {name: kind} of what is in the image, and each of its boxes whose it
-is ("entity"). Of entities it says which mentions the words leave open ("ambiguous", spans in words) and what
+Beside the format's own keys a line says "shows", {name: kind} of all that is in the image, and each of its boxes whose
+it is ("entity"). Of entities it says which mentions the words leave open ("ambiguous", spans in words) and what
 decides ("by": "kind" or "identity"); of relations which mention the image does not show ("absent": "head", "tail" or
-null). Entities and looks are those of the news; every random number is the corpora's own.
+null). Entities, looks and the number of bystanders are those of the news; every random number is the corpora's own.
 """
 
 import random
@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import Field
 
 from promptmeup.config import Config
+from promptmeup.corpora.synthetic_bystanders import NOBODY, BystandersConfig, add_to_twins
 from promptmeup.corpora.synthetic_entity_posts import TYPES, EntityPost, entity_posts
 from promptmeup.corpora.synthetic_extraction_ceiling import entity_ceiling, relation_ceiling
 from promptmeup.corpora.synthetic_files import object_entry, write_lines
@@ -43,7 +44,13 @@ class ExtractionSizes(Config):
 
 
 def write_extraction(
-    folder: Path, world: World, sizes: ExtractionSizes, *, seed: int, image_size: tuple[int, int]
+    folder: Path,
+    world: World,
+    sizes: ExtractionSizes,
+    *,
+    seed: int,
+    image_size: tuple[int, int],
+    bystanders: BystandersConfig = NOBODY,
 ) -> None:
     """Write both corpora of `seed` to `folder`, or nothing where all sizes are 0.
 
@@ -54,7 +61,9 @@ def write_extraction(
     for split, count in sizes.by_split().items():
         if count == 0:
             continue
-        entities, relations = draw_posts(world, nicknames, seed=seed, split=split, count=count)
+        entities, relations = draw_posts(
+            world, nicknames, seed=seed, split=split, count=count, bystanders=bystanders
+        )
         for task, posts in (("entities", entities), ("relations", relations)):
             lines = _write_images(folder, world, posts, f"{task}/{split}", seed=seed, image_size=image_size)
             write_lines(folder / task / f"{split}.jsonl", lines)
@@ -68,12 +77,20 @@ def write_extraction(
 
 
 def draw_posts(
-    world: World, nicknames: Sequence[Nickname], *, seed: int, split: str, count: int
+    world: World,
+    nicknames: Sequence[Nickname],
+    *,
+    seed: int,
+    split: str,
+    count: int,
+    bystanders: BystandersConfig = NOBODY,
 ) -> tuple[list[EntityPost], list[RelationPost]]:
     """Return `count` posts of each task, in the order of their lines, which tells nothing about twins."""
     stream = f"{seed}/extraction/{split}"
     entities = list(entity_posts(world, nicknames, seed=f"{stream}/entities", count=count))
     relations = list(relation_posts(world, seed=f"{stream}/relations", count=count))
+    entities = list(add_to_twins(world, entities, bystanders, seed=f"{stream}/bystanders/entities"))
+    relations = list(add_to_twins(world, relations, bystanders, seed=f"{stream}/bystanders/relations"))
     random.Random(f"{stream}/order/entities").shuffle(entities)
     random.Random(f"{stream}/order/relations").shuffle(relations)
     return entities, relations

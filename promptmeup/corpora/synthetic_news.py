@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from promptmeup.corpora.synthetic_bystanders import NOBODY, BystandersConfig, add_bystanders
 from promptmeup.corpora.synthetic_world import Facts, Mention, World
 from promptmeup.errors import CorpusError
 
@@ -30,13 +31,24 @@ class News:
 
 
 def write_news(
-    world: World, *, seed: int, num_train: int, num_val: int, captions_per_image: int
+    world: World,
+    *,
+    seed: int,
+    num_train: int,
+    num_val: int,
+    captions_per_image: int,
+    bystanders: BystandersConfig = NOBODY,
 ) -> Iterator[News]:
-    """Yield the news of train, then of val; each has random numbers of its own."""
+    """Yield the news of train, then of val; each has random numbers of its own.
+
+    Bystanders do not change what is told.
+    """
     for number, split in enumerate(["train"] * num_train + ["val"] * num_val):
         rng = random.Random(f"{seed}/news/{number}")
         facts = world.draw_facts(rng)
         captions = tuple(world.write_captions(facts, rng, captions_per_image))
+        own = random.Random(f"{seed}/bystanders/news/{number}")
+        facts = add_bystanders(world, facts, bystanders, own)
         first_id = FIRST_ID + number * captions_per_image
         yield News(split, number, facts, frozenset(world.entities(facts)), captions, first_id)
 

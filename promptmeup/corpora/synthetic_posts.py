@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from promptmeup.corpora.synthetic_world import Facts
+from promptmeup.corpora.synthetic_world import Entity, Facts
 
 Span = tuple[int, int]
 """[start, end) in words"""
@@ -21,6 +21,11 @@ class Post(ABC):
 
     words: tuple[str, ...]
     facts: Facts
+
+    @property
+    @abstractmethod
+    def asked(self) -> tuple[Entity, ...]:
+        """Whom the words leave open: what they mean depends on which of these the image shows."""
 
     @abstractmethod
     def fields(self) -> dict[str, Any]:

@@ -38,6 +38,10 @@ class RelationPost(Post):
     absent: Literal["head", "tail"] | None
     """whom the image does not show"""
 
+    @property
+    def asked(self) -> tuple[Entity, ...]:
+        return self.entities
+
     def fields(self) -> dict[str, Any]:
         """Return the two spans and the relation, and who is missing in the image."""
         return {

@@ -1,4 +1,7 @@
-"""Composing an image of the synthetic world: a place, and two or three objects with known boxes."""
+"""Composing an image of the synthetic world: a place, and objects with known boxes, each in a column of its own.
+
+There are two or three, and with bystanders up to eight.
+"""
 
 import random
 from collections.abc import Callable
@@ -47,10 +50,7 @@ def draw_scene(facts: Facts, rng: random.Random, *, size: tuple[int, int]) -> tu
     image = Image.new("RGB", (width, height))
     draw = ImageDraw.Draw(image)
     draw_place(draw, facts.place, rng, width=width, height=height)
-    things: list[tuple[Kind, int]] = [("person", person) for person in facts.people]
-    things.append(("event", facts.event))
-    if facts.organisation is not None:
-        things.append(("organisation", facts.organisation))
+    things = [entity for entity in facts.shown if entity.kind != "place"]
     rng.shuffle(things)
     objects = []
     column = width / len(things)

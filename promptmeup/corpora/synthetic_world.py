@@ -23,11 +23,33 @@ class Facts:
     """What one image shows; numbers are positions in the world's lists."""
 
     people: tuple[int, ...]
-    """in the news one person, or two who are related; downstream nobody to two"""
+    """in the news one person, or two who are related; downstream nobody to two. Bystanders not counted"""
     organisation: int | None
     """whose banner is in the image, if any: in the news the first person's"""
     place: int
     event: int
+    other_people: tuple[int, ...] = ()
+    """bystanders: in the image, and not what is told of it"""
+    other_events: tuple[int, ...] = ()
+
+    @property
+    def all_people(self) -> tuple[int, ...]:
+        return self.people + self.other_people
+
+    @property
+    def all_events(self) -> tuple[int, ...]:
+        return (self.event, *self.other_events)
+
+    @property
+    def shown(self) -> tuple[Entity, ...]:
+        """Everything that the image shows."""
+        banner = [] if self.organisation is None else [Entity("organisation", self.organisation)]
+        return (
+            *(Entity("person", person) for person in self.all_people),
+            *(Entity("event", event) for event in self.all_events),
+            *banner,
+            Entity("place", self.place),
+        )
 
     def exchange(self, shown: Entity, other: int | None) -> "Facts":
         """Return the facts with entity `other` of the same kind, or None of it, in the place of `shown`."""
@@ -94,27 +116,21 @@ class World:
 
     def entities(self, facts: Facts) -> dict[str, Kind]:
         """Return {name: kind} of everything that the image shows."""
-        shown: dict[str, Kind] = {self.people[person]: "person" for person in facts.people}
-        if facts.organisation is not None:
-            shown[self.organisations[facts.organisation]] = "organisation"
-        shown[self.events[facts.event]] = "event"
-        shown[self.places[facts.place]] = "place"
-        return shown
+        return {self.name(entity): entity.kind for entity in facts.shown}
 
     def relations(self, facts: Facts) -> tuple[Relation, ...]:
         """Return every relation between the entities of the image."""
-        event, place = self.events[facts.event], self.places[facts.place]
-        found = [Relation(event, *names.RELATIONS["location"], place)]
-        for person in facts.people:
-            found.append(Relation(self.people[person], *names.RELATIONS["participant"], event))
+        place, events = self.places[facts.place], [self.events[event] for event in facts.all_events]
+        found = [Relation(event, *names.RELATIONS["location"], place) for event in events]
+        for person in facts.all_people:
+            name = self.people[person]
+            found += [Relation(name, *names.RELATIONS["participant"], event) for event in events]
             if facts.organisation == self.employer(person):
                 organisation = self.organisations[facts.organisation]
-                found.append(Relation(self.people[person], *names.RELATIONS["member"], organisation))
+                found.append(Relation(name, *names.RELATIONS["member"], organisation))
             for other, relation in self.relatives(person).items():
-                if other in facts.people:
-                    found.append(
-                        Relation(self.people[person], *names.RELATIONS[relation], self.people[other])
-                    )
+                if other in facts.all_people:
+                    found.append(Relation(name, *names.RELATIONS[relation], self.people[other]))
         return tuple(found)
 
     def draw_facts(self, rng: random.Random) -> Facts:
@@ -127,7 +143,10 @@ class World:
         return Facts(people, self.employer(person) if scene == "member" else None, place, event)
 
     def write_captions(self, facts: Facts, rng: random.Random, count: int) -> Iterator[Mention]:
-        """Yield `count` different captions, at most `names.MAX_CAPTIONS`, that are true of the image."""
+        """Yield `count` different captions, at most `names.MAX_CAPTIONS`, that are true of the image.
+
+        They tell nothing of bystanders.
+        """
         single = names.SOLO if facts.organisation is None else names.MEMBER
         templates = single if len(facts.people) == 1 else names.PAIR
         for template in rng.sample(templates, count):

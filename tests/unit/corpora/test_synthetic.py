@@ -18,6 +18,7 @@ from promptmeup.corpora import synthetic_looks as looks
 from promptmeup.corpora import synthetic_names as names
 from promptmeup.corpora.newsclippings import NewsClippingsConfig, samples, splits
 from promptmeup.corpora.synthetic import BOXES, MARKER, SyntheticConfig, generate
+from promptmeup.corpora.synthetic_bystanders import BystandersConfig
 from promptmeup.corpora.synthetic_extraction import ExtractionSizes
 from promptmeup.corpora.synthetic_world import create_world
 from promptmeup.errors import ConfigError, CorpusError
@@ -103,6 +104,32 @@ def test_the_news_of_a_seed_are_what_they_always_were(tmp_path: Path) -> None:
         "visual_news/origin/boxes.jsonl": "cba1462abaa01dd5",
         "visual_news/origin/data.json": "e6503a2dbdcdda97",
     }
+
+
+def test_the_posts_of_a_seed_are_what_they_always_were(tmp_path: Path) -> None:
+    sizes = ExtractionSizes(num_train=16, num_val=0, num_test=8)
+    generate(SyntheticConfig(out=tmp_path / "w", num_train_images=2, num_val_images=4, extraction=sizes))
+    found = digests(tmp_path / "w/extraction")
+    assert {name: digest[:16] for name, digest in found.items() if ".jpg" not in name} == {
+        "ceiling.json": "2e22e21d93545476",
+        "entities/test.jsonl": "01946fa4fde6f328",
+        "entities/train.jsonl": "62793ebcd32d4499",
+        "nicknames.json": "d5c1d0b56a0d383a",
+        "relations/test.jsonl": "2a4bf1ad06f908e3",
+        "relations/train.jsonl": "385922b47c2307a4",
+    }
+
+
+def test_a_folder_from_before_a_setting_existed_is_still_ours(tmp_path: Path) -> None:
+    config = SyntheticConfig(out=tmp_path / "w", num_train_images=4, num_val_images=4, extraction=NEWS_ALONE)
+    generate(config)
+    marker = json.loads((config.out / MARKER).read_text())
+    del marker["config"]["bystanders"]
+    (config.out / MARKER).write_text(json.dumps(marker))
+    with pytest.raises(CorpusError, match=r"another synthetic world \(different: bystanders\)"):
+        generate(config.model_copy(update={"bystanders": BystandersConfig(people=1)}))
+    generate(config)
+    assert json.loads((config.out / MARKER).read_text())["config"]["bystanders"]["people"] == 0
 
 
 def test_every_python_makes_the_same_world() -> None:
