@@ -54,6 +54,8 @@ class SyntheticConfig(Config):
     num_events: int = Field(6, ge=1, le=min(looks.MAX_EVENTS, len(names.EVENT_NAMES)))
     image_size: tuple[Side, Side] = (160, 120)
     """width and height in pixels"""
+    domain: names.Domain = "news"
+    """the same entities and facts in other looks and in other words; those of the posts stay"""
     bystanders: BystandersConfig = NOBODY
     """who else is in every image, and told of nowhere"""
     falsified: bool = True
@@ -115,6 +117,7 @@ def generate(config: SyntheticConfig) -> None:
             num_train=config.num_train_images,
             num_val=config.num_val_images,
             captions_per_image=config.captions_per_image,
+            domain=config.domain,
             bystanders=config.bystanders,
         )
     )
@@ -137,6 +140,7 @@ def generate(config: SyntheticConfig) -> None:
             config.extraction,
             seed=config.seed,
             image_size=config.image_size,
+            domain=config.domain,
             bystanders=config.bystanders,
         )
     except OSError as error:
@@ -150,7 +154,7 @@ def _write_images(config: SyntheticConfig, world: World, news: list[News]) -> No
         path = config.out / ORIGIN / item.path
         path.parent.mkdir(parents=True, exist_ok=True)
         rng = random.Random(f"{config.seed}/image/{item.number}")
-        jpeg, objects = draw_scene(item.facts, rng, size=config.image_size)
+        jpeg, objects = draw_scene(item.facts, rng, size=config.image_size, domain=config.domain)
         path.write_bytes(jpeg)
         boxes.append({"image_path": item.path, "boxes": [box_entry(drawn) for drawn in objects]})
         truth.append(_truth(world, item, objects))

@@ -24,6 +24,7 @@ from promptmeup.corpora.synthetic_bystanders import NOBODY, BystandersConfig, ad
 from promptmeup.corpora.synthetic_entity_posts import TYPES, EntityPost, entity_posts
 from promptmeup.corpora.synthetic_extraction_ceiling import entity_ceiling, relation_ceiling
 from promptmeup.corpora.synthetic_files import object_entry, write_lines
+from promptmeup.corpora.synthetic_names import Domain
 from promptmeup.corpora.synthetic_nicknames import Nickname, create_nicknames
 from promptmeup.corpora.synthetic_posts import Post
 from promptmeup.corpora.synthetic_relation_posts import RelationPost, relation_posts
@@ -50,6 +51,7 @@ def write_extraction(
     *,
     seed: int,
     image_size: tuple[int, int],
+    domain: Domain = "news",
     bystanders: BystandersConfig = NOBODY,
 ) -> None:
     """Write both corpora of `seed` to `folder`, or nothing where all sizes are 0.
@@ -65,7 +67,9 @@ def write_extraction(
             world, nicknames, seed=seed, split=split, count=count, bystanders=bystanders
         )
         for task, posts in (("entities", entities), ("relations", relations)):
-            lines = _write_images(folder, world, posts, f"{task}/{split}", seed=seed, image_size=image_size)
+            lines = _write_images(
+                folder, world, posts, f"{task}/{split}", seed=seed, image_size=image_size, domain=domain
+            )
             write_lines(folder / task / f"{split}.jsonl", lines)
         write_json(folder / "nicknames.json", _describe(world, nicknames))
         if split == "test":
@@ -104,13 +108,14 @@ def _write_images(
     *,
     seed: int,
     image_size: tuple[int, int],
+    domain: Domain,
 ) -> list[dict[str, Any]]:
     """Draw an image for each post of `name` (task/split); return the posts' lines."""
     lines = []
     for number, post in enumerate(posts):
         path = Path("images", name, f"{number // 1000:04d}", f"{number % 1000:03d}.jpg")
         rng = random.Random(f"{seed}/extraction/{name}/image/{number}")
-        jpeg, objects = draw_scene(post.facts, rng, size=image_size)
+        jpeg, objects = draw_scene(post.facts, rng, size=image_size, domain=domain)
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(jpeg)
         lines.append(

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 from promptmeup.corpora.synthetic_bystanders import NOBODY, BystandersConfig, add_bystanders
+from promptmeup.corpora.synthetic_names import Domain
 from promptmeup.corpora.synthetic_world import Facts, Mention, World
 from promptmeup.errors import CorpusError
 
@@ -37,16 +38,17 @@ def write_news(
     num_train: int,
     num_val: int,
     captions_per_image: int,
+    domain: Domain = "news",
     bystanders: BystandersConfig = NOBODY,
 ) -> Iterator[News]:
     """Yield the news of train, then of val; each has random numbers of its own.
 
-    Bystanders do not change what is told.
+    Neither domain nor bystanders change what is told.
     """
     for number, split in enumerate(["train"] * num_train + ["val"] * num_val):
         rng = random.Random(f"{seed}/news/{number}")
         facts = world.draw_facts(rng)
-        captions = tuple(world.write_captions(facts, rng, captions_per_image))
+        captions = tuple(world.write_captions(facts, rng, captions_per_image, domain=domain))
         own = random.Random(f"{seed}/bystanders/news/{number}")
         facts = add_bystanders(world, facts, bystanders, own)
         first_id = FIRST_ID + number * captions_per_image

@@ -10,7 +10,10 @@ from io import BytesIO
 
 from PIL import Image, ImageDraw, ImageEnhance
 
-from promptmeup.corpora.synthetic_looks import Area, draw_event, draw_organisation, draw_person, draw_place
+from promptmeup.corpora import synthetic_looks as news
+from promptmeup.corpora import synthetic_social_looks as social
+from promptmeup.corpora.synthetic_looks import Area
+from promptmeup.corpora.synthetic_names import Domain
 from promptmeup.corpora.synthetic_world import Facts, Kind
 
 OVERSAMPLING = 2  # drawn at twice the size and reduced, for smooth edges
@@ -28,10 +31,35 @@ class _Shape:
     """where the top lies in the room that is left: 0 is the image's top, 1 stands on its bottom"""
 
 
-_SHAPES: dict[Kind, _Shape] = {
-    "person": _Shape(draw_person, share=0.7, aspect=0.5, top=(0.75, 1.0)),
-    "organisation": _Shape(draw_organisation, share=0.4, aspect=1.0, top=(0.05, 0.35)),
-    "event": _Shape(draw_event, share=0.45, aspect=1.0, top=(0.7, 1.0)),
+@dataclass(frozen=True)
+class _Style:
+    """How a domain's pictures are taken."""
+
+    place: Callable[..., None]
+    shapes: dict[Kind, _Shape]
+    grain: float
+    """share of noise in the finished picture"""
+
+
+_STYLES: dict[Domain, _Style] = {
+    "news": _Style(
+        place=news.draw_place,
+        shapes={
+            "person": _Shape(news.draw_person, share=0.7, aspect=0.5, top=(0.75, 1.0)),
+            "organisation": _Shape(news.draw_organisation, share=0.4, aspect=1.0, top=(0.05, 0.35)),
+            "event": _Shape(news.draw_event, share=0.45, aspect=1.0, top=(0.7, 1.0)),
+        },
+        grain=0.0,
+    ),
+    "social": _Style(
+        place=social.draw_place,
+        shapes={
+            "person": _Shape(social.draw_person, share=0.55, aspect=0.7, top=(0.3, 0.9)),
+            "organisation": _Shape(social.draw_organisation, share=0.36, aspect=1.0, top=(0.65, 0.95)),
+            "event": _Shape(social.draw_event, share=0.45, aspect=1.15, top=(0.1, 0.5)),
+        },
+        grain=0.12,
+    ),
 }
 
 
@@ -44,18 +72,21 @@ class Drawn:
     box: Area
 
 
-def draw_scene(facts: Facts, rng: random.Random, *, size: tuple[int, int]) -> tuple[bytes, tuple[Drawn, ...]]:
+def draw_scene(
+    facts: Facts, rng: random.Random, *, size: tuple[int, int], domain: Domain = "news"
+) -> tuple[bytes, tuple[Drawn, ...]]:
     """Return the JPEG of (width, height) pixels and its objects, at random places, sizes and brightness."""
+    style = _STYLES[domain]
     width, height = size[0] * OVERSAMPLING, size[1] * OVERSAMPLING
     image = Image.new("RGB", (width, height))
     draw = ImageDraw.Draw(image)
-    draw_place(draw, facts.place, rng, width=width, height=height)
+    style.place(draw, facts.place, rng, width=width, height=height)
     things = [entity for entity in facts.shown if entity.kind != "place"]
     rng.shuffle(things)
     objects = []
     column = width / len(things)
     for position, (kind, number) in enumerate(things):
-        shape = _SHAPES[kind]
+        shape = style.shapes[kind]
         high = height * shape.share * rng.uniform(0.85, 1.15)
         wide = min(high * shape.aspect, column * 0.95)
         left = column * position + rng.uniform(0.1, 0.9) * (column - wide)
@@ -65,6 +96,9 @@ def draw_scene(facts: Facts, rng: random.Random, *, size: tuple[int, int]) -> tu
         objects.append(Drawn(kind, number, _pixels(area)))
     small = image.reduce(OVERSAMPLING)
     small = ImageEnhance.Brightness(small).enhance(rng.uniform(0.85, 1.15))
+    if style.grain:
+        noise = Image.frombytes("L", size, rng.randbytes(size[0] * size[1]))
+        small = Image.blend(small, noise.convert("RGB"), style.grain)
     file = BytesIO()
     small.save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue(), tuple(objects)

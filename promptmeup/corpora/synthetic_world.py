@@ -142,13 +142,16 @@ class World:
         people = (person, rng.choice(relatives)) if scene == "pair" and relatives else (person,)
         return Facts(people, self.employer(person) if scene == "member" else None, place, event)
 
-    def write_captions(self, facts: Facts, rng: random.Random, count: int) -> Iterator[Mention]:
+    def write_captions(
+        self, facts: Facts, rng: random.Random, count: int, *, domain: names.Domain = "news"
+    ) -> Iterator[Mention]:
         """Yield `count` different captions, at most `names.MAX_CAPTIONS`, that are true of the image.
 
-        They tell nothing of bystanders.
+        They tell the same in every domain, and nothing of bystanders.
         """
-        single = names.SOLO if facts.organisation is None else names.MEMBER
-        templates = single if len(facts.people) == 1 else names.PAIR
+        words = names.CAPTIONS[domain]
+        single = words.solo if facts.organisation is None else words.member
+        templates = single if len(facts.people) == 1 else words.pair
         for template in rng.sample(templates, count):
             people = rng.sample(facts.people, len(facts.people))
             slots = {"a": self.people[people[0]], "event": self.events[facts.event]}

@@ -4,8 +4,9 @@ import colorsys
 import hashlib
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
+from string import Formatter
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from PIL import Image, ImageDraw
 from promptmeup.config import load
 from promptmeup.corpora import synthetic_looks as looks
 from promptmeup.corpora import synthetic_names as names
+from promptmeup.corpora import synthetic_social_looks as social
 from promptmeup.corpora.newsclippings import NewsClippingsConfig, samples, splits
 from promptmeup.corpora.synthetic import BOXES, MARKER, SyntheticConfig, generate
-from promptmeup.corpora.synthetic_bystanders import BystandersConfig
 from promptmeup.corpora.synthetic_extraction import ExtractionSizes
 from promptmeup.corpora.synthetic_world import create_world
 from promptmeup.errors import ConfigError, CorpusError
@@ -30,10 +31,11 @@ ORIGIN = Path("visual_news/origin")
 NEWS_ALONE = ExtractionSizes(num_train=0, num_val=0, num_test=0)
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> SyntheticConfig:
+@pytest.fixture(scope="module", params=["news", "social"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SyntheticConfig:
     config = SyntheticConfig(
         out=tmp_path_factory.mktemp("world") / "new",
+        domain=request.param,
         num_train_images=400,
         num_val_images=100,
         extraction=NEWS_ALONE,
@@ -124,12 +126,12 @@ def test_a_folder_from_before_a_setting_existed_is_still_ours(tmp_path: Path) ->
     config = SyntheticConfig(out=tmp_path / "w", num_train_images=4, num_val_images=4, extraction=NEWS_ALONE)
     generate(config)
     marker = json.loads((config.out / MARKER).read_text())
-    del marker["config"]["bystanders"]
+    del marker["config"]["domain"], marker["config"]["bystanders"]
     (config.out / MARKER).write_text(json.dumps(marker))
-    with pytest.raises(CorpusError, match=r"another synthetic world \(different: bystanders\)"):
-        generate(config.model_copy(update={"bystanders": BystandersConfig(people=1)}))
+    with pytest.raises(CorpusError, match=r"another synthetic world \(different: domain\)"):
+        generate(config.model_copy(update={"domain": "social"}))
     generate(config)
-    assert json.loads((config.out / MARKER).read_text())["config"]["bystanders"]["people"] == 0
+    assert json.loads((config.out / MARKER).read_text())["config"]["domain"] == "news"
 
 
 def test_every_python_makes_the_same_world() -> None:
@@ -260,8 +262,14 @@ def test_no_name_occurs_twice() -> None:
 
 
 def test_every_template_gives_a_sentence_with_its_names() -> None:
-    assert len(names.SOLO) == len(names.MEMBER) == len(names.PAIR) == names.MAX_CAPTIONS
-    assert all(template.endswith(".") for template in names.SOLO + names.MEMBER + names.PAIR)
+    every = [words.solo + words.member + words.pair for words in names.CAPTIONS.values()]
+    assert len(names.NEWS.solo) == len(names.NEWS.member) == len(names.NEWS.pair) == names.MAX_CAPTIONS
+    assert all(template.endswith(".") for template in every[0])
+    for first, second in zip(*every, strict=True):  # the same is told in both domains
+        slots = [sorted(name for _, name, _, _ in Formatter().parse(t) if name) for t in (first, second)]
+        assert slots[0] == slots[1]
+        for fact in ("member", "participant"):
+            assert (fact in first) is (fact in second), second
 
 
 def crops(config: SyntheticConfig, lines: list[dict[str, Any]], kind: str) -> list[tuple[str, NDArray[Any]]]:
@@ -311,12 +319,13 @@ def test_the_colour_of_each_object_fills_a_part_of_its_box(
         "organisation": described["organisations"],
         "event": described["events"],
     }
+    colours = {"news": looks.COLOURS, "social": social.COLOURS}[world.domain]
     for line in truth[:60]:
         with Image.open(world.out / ORIGIN / line["image_path"]) as image:
             hue, saturation, _ = np.asarray(image.convert("HSV"), dtype=int).transpose(2, 0, 1)
         for known in line["objects"]:
             number = order[known["label"]].index(known["entity"])
-            red, green, blue = looks.COLOURS[number % len(looks.COLOURS)]
+            red, green, blue = colours[number % len(colours)]
             wanted = colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255)[0] * 255
             distance = np.abs((hue - wanted + 128) % 256 - 128)  # hue is a circle
             part = np.s_[
@@ -326,25 +335,25 @@ def test_the_colour_of_each_object_fills_a_part_of_its_box(
             assert ((distance < 10) & (saturation > 90))[part].mean() > 0.06, known
 
 
+@pytest.mark.parametrize("domain", [looks, social], ids=["news", "social"])
 @pytest.mark.parametrize(
     ("draw_one", "limit"),
     [
-        (looks.draw_person, looks.MAX_PEOPLE),
-        (looks.draw_organisation, looks.MAX_ORGANISATIONS),
-        (looks.draw_event, looks.MAX_EVENTS),
-        (
-            lambda draw, number, area: looks.draw_place(
-                draw, number, random.Random(0), width=area[2], height=area[3]
-            ),
-            looks.MAX_PLACES,
-        ),
+        ("draw_person", looks.MAX_PEOPLE),
+        ("draw_organisation", looks.MAX_ORGANISATIONS),
+        ("draw_event", looks.MAX_EVENTS),
+        ("draw_place", looks.MAX_PLACES),
     ],
 )
-def test_all_looks_differ(draw_one: Callable[..., None], limit: int) -> None:
+def test_all_looks_differ(domain: ModuleType, draw_one: str, limit: int) -> None:
+    draw = getattr(domain, draw_one)
     seen = set()
     for number in range(limit):
         image = Image.new("RGB", (64, 64))
-        draw_one(ImageDraw.Draw(image), number, (0, 0, 64, 64))
+        if draw_one == "draw_place":
+            draw(ImageDraw.Draw(image), number, random.Random(0), width=64, height=64)
+        else:
+            draw(ImageDraw.Draw(image), number, (0, 0, 64, 64))
         seen.add(image.tobytes())
     assert len(seen) == limit
 

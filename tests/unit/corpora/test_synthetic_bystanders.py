@@ -208,6 +208,7 @@ def test_the_smallest_world_can_be_written(tmp_path: Path) -> None:
             num_organisations=2,
             falsified=False,
             bystanders=MOST,
+            domain="social",
             extraction=ExtractionSizes(num_train=8, num_val=0, num_test=8),
         )
     )
