@@ -47,3 +47,7 @@ class NotFiniteError(TrainingError):
 
 class TrackingError(UserError):
     """A run folder cannot be read, or MLflow does not take it."""
+
+
+class StudyError(UserError):
+    """A study's folder cannot be read: what was asked, or what a cell predicted."""

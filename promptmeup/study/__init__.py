@@ -1,1 +1,1 @@
-"""What a loss, a detector or a label is worth: the same chain of commands, with and without it or with errors made."""
+"""The experiments: controlled errors, grids of runs that share what they can, and what they show."""
