@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -52,8 +53,7 @@ Lever = Callable[[Ours], AbstractContextManager[None]]
 def cases(device: torch.device) -> list[tuple[Subject, int]]:
     """Return (what, rows of a rank); the last one is the headline."""
     if device.type == "cuda":
-        sweep = [(Subject("base", "dual encoder"), rows) for rows in (64, 512, 256)]
-        sweep += [(Subject("small", "student"), 256)]
+        sweep = [(Subject("base", "dual encoder"), rows) for rows in (64, 256)]
         return sweep + [(Subject("base", "student"), rows) for rows in (64, 512, 256)]
     sweep = [(Subject("tiny", "dual encoder"), 64), (Subject("tiny", "student"), 64)]
     if FULL:
@@ -64,7 +64,7 @@ def cases(device: torch.device) -> list[tuple[Subject, int]]:
 
 def repeats(device: torch.device) -> tuple[int, int]:
     """Return how often each side is timed, and steps each time: open_clip's reads its loss in each call."""
-    return (6, 10) if device.type == "cuda" else (5, BATCHES)
+    return (4, 4) if device.type == "cuda" else (5, BATCHES)
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -102,12 +102,16 @@ def synchronised(
 
 
 @contextmanager
-def whole_captions(ours: Ours) -> Iterator[None]:
-    """All captions as long as the longest of the batch."""
+def regrouped(ours: Ours) -> Iterator[None]:
+    """All captions as long as the longest of the batch, or, where they are, in groups of their lengths."""
     batches = ours.batches
-    ours.batches = [replace(batch, lengths=None) for batch in batches]
+    ours.batches = [replace(batch, lengths=None if batch.lengths else lengths_of(batch)) for batch in batches]
     yield
     ours.batches = batches
+
+
+def lengths_of(batch: Batch) -> tuple[int, ...]:
+    return tuple(batch.token_mask_BL.sum(1).tolist())
 
 
 @contextmanager
@@ -131,14 +135,6 @@ def adamw(**implementation: bool) -> Lever:
     return chosen
 
 
-@contextmanager
-def compiled(ours: Ours) -> Iterator[None]:
-    compile_layers(ours.model)
-    yield
-    for layer in transformer_layers(ours.model):
-        layer._compiled_call_impl = None  # type: ignore[assignment]
-
-
 def checkpointed(kind: Any) -> Lever:
     @contextmanager
     def chosen(ours: Ours) -> Iterator[None]:
@@ -150,19 +146,19 @@ def checkpointed(kind: Any) -> Lever:
     return chosen
 
 
+WHOLE, GROUPED = "all captions at the longest's length", "captions in groups of their lengths"
+
+
 def levers(device: torch.device) -> dict[str, Lever]:
     """Return what is changed of the step as it is shipped, by name."""
-    found: dict[str, Lever] = {
-        "all captions at the longest's length": whole_captions,
+    return {
+        (GROUPED if device.type == "cuda" else WHOLE): regrouped,
         "attention by separate products": separate_attention,
         "AdamW, a loop": adamw(),
         "AdamW, foreach": adamw(foreach=True),
         "selective checkpointing": checkpointed("selective"),
         "full checkpointing": checkpointed("full"),
     }
-    if device.type == "cuda" or os.environ.get("COMPILE"):
-        found["compiled layers"] = compiled
-    return found
 
 
 def within(lever: Lever, ours: Ours, *, times: int = 1) -> Callable[[], object]:
@@ -194,8 +190,10 @@ class Counted:
         whole = [[(rows, batch.tokens_BL.shape[1])] for batch in batches]
         self.padded = losses + float(np.mean([batch_flops(cost, groups) for groups in whole]))
         self.worked = losses + float(np.mean([batch_flops(cost, worked_on(batch)) for batch in batches]))
-        real = [[(1, length) for length in batch.lengths or ()] for batch in batches]
+        real = [[(1, length) for length in lengths_of(batch)] for batch in batches]
         self.real = losses + float(np.mean([batch_flops(cost, groups) for groups in real]))
+        grouped = [worked_on(replace(batch, lengths=lengths_of(batch))) for batch in batches]
+        self.grouped = losses + float(np.mean([batch_flops(cost, groups) for groups in grouped]))
 
 
 def measure_case(
@@ -211,10 +209,13 @@ def measure_case(
     if with_levers:
         for name, lever in levers(device).items():
             sides[name] = synchronised(within(lever, ours, times=steps), device)
+    if subject.kind == "dual encoder" or with_levers:
+        other = 0 if ours.engine.zero_optimization_stage() else 1
+        config = subject.config.engine.model_copy(update={"zero_stage": other})
+        sides[f"promptmeup, ZeRO {other}"] = synchronised(
+            Ours(subject, batches, world=world, engine=config), device, times=steps
+        )
     if subject.kind == "dual encoder":
-        config = subject.config.engine.model_copy(update={"zero_stage": 1})
-        sharded = Ours(subject, batches, world=world, engine=config)
-        sides["promptmeup, ZeRO 1"] = synchronised(sharded, device, times=steps)
         try:
             sides[OPEN_CLIP] = synchronised(theirs(subject, batches, world, steps=steps), device)
         except MissingPeerError as error:
@@ -224,8 +225,8 @@ def measure_case(
     found: list[harness.Row] = []
     for name, values in seconds.items():
         time = harness.spread(values)
-        flops = (
-            counted.padded if name in ("all captions at the longest's length", OPEN_CLIP) else counted.worked
+        flops = {WHOLE: counted.padded, OPEN_CLIP: counted.padded, GROUPED: counted.grouped}.get(
+            name, counted.worked
         )
         found.append(
             {
@@ -341,7 +342,7 @@ def measure_command(scale: Scale, rows: int, world: World) -> tuple[list[harness
 def peak_memory(scale: Scale, kind: str, rows: int) -> dict[str, float]:
     """Return what a training adds to resident memory, GB, each lever in a process of its own (CPU)."""
     found = {}
-    for name in ("", "all captions at the longest's length", "selective checkpointing", "full checkpointing"):
+    for name in ("", WHOLE, "selective checkpointing", "full checkpointing"):
         words = [sys.executable, "-m", "tests.benchmarks.step", "--memory", scale, kind, str(rows), name]
         output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
         found[name or "promptmeup"] = float(json.loads(output.splitlines()[-1]))
@@ -359,6 +360,60 @@ def one_memory(scale: Any, kind: str, rows: str, name: str) -> float:
         for _ in range(3):
             ours()
     return largest_resident() - before
+
+
+COMPILE_SECONDS = 130
+"""within which layers must be compiled and measured"""
+
+
+def compiled(subject: Subject, rows: int) -> dict[str, float]:
+    """Return what compiled layers do to a step, in a process of its own, which may take too long or fail."""
+    words = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.step",
+        "--compiled",
+        subject.scale,
+        subject.kind,
+        str(rows),
+    ]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=COMPILE_SECONDS)
+    except subprocess.TimeoutExpired:
+        print(f"compiled layers: not measured, more than {COMPILE_SECONDS} s")
+        return {}
+    except subprocess.CalledProcessError as error:
+        print(f"compiled layers: not measured: {error.stderr[-2000:]}")
+        return {}
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def one_compiled(scale: Any, kind: str, rows: str) -> dict[str, float]:
+    """Return the times of a step with compiled layers as a multiple of those without, in turns."""
+    world = join()
+    subject = Subject(scale, kind)
+    batches = subject.batches(int(rows), BATCHES, world.device)
+    often, steps = repeats(world.device)
+    model = subject.model(world.device)
+    compile_layers(model)
+    sides = {
+        "eager": Ours(subject, batches, world=world),
+        "compiled": Ours(subject, batches, world=world, model=model),
+    }
+    began = time.perf_counter()
+    for _ in range(2 * BATCHES):
+        synchronised(sides["compiled"], world.device)()
+    took = time.perf_counter() - began
+    timed = harness.interleave(
+        {name: synchronised(side, world.device, times=steps) for name, side in sides.items()}, repeats=often
+    )
+    eager, fast = (np.array(timed[name]) / steps for name in sides)
+    return {
+        "times: compiled layers": float(np.median(fast / eager)),
+        "compiled: seconds of the first steps": took,
+        "compiled: pairs/s": int(rows) / float(np.median(fast)),
+    }
 
 
 def largest_resident() -> float:
@@ -385,7 +440,7 @@ def measure() -> tuple[list[harness.Row], Mapping[str, float]]:
         is_last = number == len(todo) - 1
         try:
             found, seconds, _ = measure_case(subject, count, world, peak=peak, with_levers=is_last)
-        except torch.cuda.OutOfMemoryError:
+        except torch.OutOfMemoryError:
             print(f"out of memory: {subject}, {count} rows")
             continue
         finally:
@@ -393,6 +448,7 @@ def measure() -> tuple[list[harness.Row], Mapping[str, float]]:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         rows += found
+        print(harness.table(found), end="\n\n", flush=True)
         ours = np.array(seconds["promptmeup"])
         if OPEN_CLIP in seconds:
             key = f"vs_open_clip_{subject.scale}_{count}"
@@ -410,6 +466,12 @@ def measure() -> tuple[list[harness.Row], Mapping[str, float]]:
     run, more = measure_command(subject.scale, count, world)
     print(harness.table(run), end="\n\n")
     summary |= more
+    if device.type == "cuda" or os.environ.get("COMPILE"):
+        gc.collect()
+        faster = compiled(subject, count)
+        if faster:
+            faster["compiled: mfu"] = summary["mfu"] / faster["times: compiled layers"]
+        summary |= faster
     if device.type == "cpu":
         summary |= {
             f"GB: {name}": value for name, value in peak_memory(subject.scale, subject.kind, count).items()
@@ -420,5 +482,7 @@ def measure() -> tuple[list[harness.Row], Mapping[str, float]]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--memory"]:
         print(one_memory(*sys.argv[2:]))
+    elif sys.argv[1:2] == ["--compiled"]:
+        print(json.dumps(one_compiled(*sys.argv[2:])))
     else:
         harness.run("step", measure)

@@ -173,7 +173,10 @@ def test_weighted_sums(tiles: ModuleType, scale: float, shape: str, kind: str) -
     alone = tiles.weighted_sums(
         given_case.logits, to_device(weights), x_BD=x.to(DEVICE), y_ND=y.to(DEVICE), onto_columns=None
     )
-    assert torch.equal(alone, found)
+    if DEVICE.type == "cpu":
+        assert torch.equal(alone, found)
+    else:  # CUDA adds up in no fixed order
+        torch.testing.assert_close(alone, found, rtol=1e-5, atol=tolerance)
 
 
 def test_bfloat16_vectors_have_float32_logits(tiles: ModuleType) -> None:

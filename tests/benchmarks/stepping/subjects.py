@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -113,8 +113,12 @@ class Subject:
         return Banks(*(_unit(rows, self.config.model.width, device) for rows in (ENTITIES, RELATIONS)))
 
     def batches(self, rows: int, number: int, device: torch.device) -> list[Batch]:
-        """Return random batches; all pairs match, captions are as long as those of news and sorted by length."""
-        return [self._batch(rows, seed, device) for seed in range(number)]
+        """Return random batches; all pairs match, captions are as long as those of news and sorted by length.
+
+        On a GPU they are worked on together, as by `data.device`.
+        """
+        batches = [self._batch(rows, seed, device) for seed in range(number)]
+        return [replace(batch, lengths=None) for batch in batches] if device.type == "cuda" else batches
 
     def _batch(self, rows: int, seed: int, device: torch.device) -> Batch:
         generator = torch.Generator().manual_seed(seed)
