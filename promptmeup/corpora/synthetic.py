@@ -60,6 +60,9 @@ class SyntheticConfig(Config):
     """who else is in every image, and told of nowhere"""
     falsified: bool = True
     """show every caption a second time, with an image of the same split that it is not true of"""
+    candidates: int = Field(1, ge=1, le=1000)
+    """such images drawn for each caption, of which the one that shows most of what it tells is taken: 1 takes any, and
+    the more there are, the harder to tell from true ones, as NewsCLIPpings' are, which were chosen for being similar"""
     extraction: ExtractionSizes = ExtractionSizes()
     """the two corpora for fine-tuning, under OUT/extraction"""
 
@@ -123,7 +126,9 @@ def generate(config: SyntheticConfig) -> None:
     )
     by_split = {split: [item for item in news if item.split == split] for split in ("train", "val")}
     pairs = {
-        split: list(annotations(own, seed=config.seed, falsified=config.falsified))
+        split: list(
+            annotations(own, seed=config.seed, falsified=config.falsified, candidates=config.candidates)
+        )
         for split, own in by_split.items()
     }
     try:

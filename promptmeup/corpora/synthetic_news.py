@@ -68,14 +68,20 @@ def records(item: News) -> Iterator[dict[str, Any]]:
         }
 
 
-def annotations(news: list[News], *, seed: int, falsified: bool) -> Iterator[dict[str, Any]]:
-    """Yield each caption with its own image and then, if `falsified`, with one that it is not true of."""
+def annotations(
+    news: list[News], *, seed: int, falsified: bool, candidates: int = 1
+) -> Iterator[dict[str, Any]]:
+    """Yield each caption with its own image and then, if `falsified`, with one that it is not true of.
+
+    Of so many random ones it is the one that shows most of what the caption tells.
+    """
     for item in news:
         rng = random.Random(f"{seed}/falsified/{item.number}")
         for record_id, caption in enumerate(item.captions, start=item.first_id):
             yield _annotation(record_id, record_id, falsified=False)
             if falsified:
-                other = _other_image(caption, news, rng)
+                others = [_other_image(caption, news, rng) for _ in range(candidates)]
+                other = max(others, key=lambda one, told=caption.names: len(told & one.shown))  # type: ignore[misc]
                 yield _annotation(record_id, other.first_id, falsified=True)
 
 

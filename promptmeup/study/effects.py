@@ -58,7 +58,8 @@ def paired(
 def verdict(effect: Effect | None, *, expect: Expect = "higher", margin: float = MARGIN) -> Verdict:
     """Return what the interval of a difference says of the claim that it is above 0, or as good as 0.
 
-    higher: supported if all of the interval is above 0; not supported if all of it is below 0, or within ±margin.
+    higher: supported if all of the interval is above 0; not supported if it is below `margin`: an effect of that size
+    is excluded.
     same: supported if all of it is within ±margin; not supported if all of it is outside. Else undecided.
     """
     if effect is None or effect.low is None or effect.high is None:
@@ -67,7 +68,7 @@ def verdict(effect: Effect | None, *, expect: Expect = "higher", margin: float =
     if expect == "higher":
         if effect.low > 0:
             return "supported"
-        return "not supported" if effect.high < 0 or is_within else "undecided"
+        return "not supported" if effect.high < margin else "undecided"
     if is_within:
         return "supported"
     return "not supported" if effect.low > margin or effect.high < -margin else "undecided"

@@ -1,0 +1,221 @@
+"""A study's cells as stages: each with its whole configuration, the folder that this names, and what it waits for."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from promptmeup.config import Config, fingerprint, load
+from promptmeup.errors import ConfigError
+from promptmeup.study.commands import SCHEMAS
+from promptmeup.study.settings import ChainConfig, Change, StageConfig, StudyConfig
+
+_NAME = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command with its whole configuration; equal ones of several cells and studies are one stage."""
+
+    name: str
+    command: str
+    folder: Path
+    """named by all that the result depends on; beside it FOLDER.done.json when it is finished, and a log"""
+    config: Config
+    links: Mapping[str, Path]
+    needs: tuple[Path, ...]
+    """folders of stages"""
+    ranks: int
+    seconds: float
+
+    @property
+    def done(self) -> Path:
+        return self.beside("done.json")
+
+    def beside(self, suffix: str) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.{suffix}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm at one seed."""
+
+    arm: str
+    slug: str
+    curve: str | None
+    x: float | None
+    seed: int
+    stages: dict[str, Stage]
+    """by name, in order; those alone that a measure needs"""
+    measures: dict[str, Path]
+    """files of predictions"""
+    ceiling: Path | None
+    journal: Path | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a study."""
+
+    config: StudyConfig
+    chain: ChainConfig
+    cells: tuple[Cell, ...]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Every stage once, each after those that it needs; seed by seed, so that whole cells finish early."""
+        found: dict[Path, Stage] = {}
+        for cell in sorted(self.cells, key=lambda cell: self.config.seeds.index(cell.seed)):
+            for stage in cell.stages.values():
+                found.setdefault(stage.folder, stage)
+        return list(found.values())
+
+
+def make_plan(config: StudyConfig) -> Plan:
+    """Return the cells of a study.
+
+    Raises:
+        ConfigError: the chain, a stage's configuration or a name in it is wrong; the arm is named.
+    """
+    chain = load(ChainConfig, config.chain, config.chain_set)
+    measures = config.measures or tuple(chain.measures)
+    if unknown := sorted({*measures, *(claim.measure for claim in config.claims)} - chain.measures.keys()):
+        raise ConfigError(
+            f"{config.chain} has no measure {', '.join(unknown)}; it has {', '.join(chain.measures)}"
+        )
+    cells = []
+    slugs: dict[str, str] = {}
+    for name, change, curve, x in config.all_arms():
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "arm"
+        if slug in slugs:
+            raise ConfigError(
+                f"the arms '{slugs[slug]}' and '{name}' would share the folder {slug}: rename one"
+            )
+        slugs[slug] = name
+        for seed in config.seeds:
+            try:
+                stages = _stages(config, chain, change, seed)
+                names = {n: str(stage.folder) for n, stage in stages.items()} | {"seed": str(seed)}
+                files = {m: _filled(chain.measures[m].file, names, f"measure {m}") for m in measures}
+                further = {
+                    what: _filled(text, names, what) if text else None
+                    for what, text in (("ceiling", chain.ceiling), ("journal", chain.journal))
+                }
+            except ConfigError as error:
+                raise ConfigError(f"arm '{name}': {error}") from error
+            wanted = _wanted([*files.values(), further["ceiling"] or ""], stages)
+            journal = further["journal"]
+            is_run = journal is not None and any(
+                Path(journal).is_relative_to(stage.folder) for stage in wanted.values()
+            )
+            cells.append(
+                Cell(
+                    arm=name,
+                    slug=slug,
+                    curve=curve,
+                    x=x,
+                    seed=seed,
+                    stages=wanted,
+                    measures={m: Path(file) for m, file in files.items()},
+                    ceiling=Path(further["ceiling"]) if further["ceiling"] else None,
+                    journal=Path(journal) if journal and is_run else None,
+                )
+            )
+    return Plan(config, chain, tuple(cells))
+
+
+def _stages(config: StudyConfig, chain: ChainConfig, change: Change, seed: int) -> dict[str, Stage]:
+    """Return the stages of one cell, by name."""
+    unknown = sorted({*change, *config.change} - chain.stages.keys())
+    if unknown:
+        raise ConfigError(
+            f"{config.chain} has no stage {', '.join(unknown)}; it has {', '.join(chain.stages)}"
+        )
+    stages: dict[str, Stage] = {}
+    # what names a folder holds the names of other folders without the store's path, which may move
+    marks = {"seed": str(seed)}
+    for name, stage in chain.stages.items():
+        changes = (*config.change.get(name, ()), *change.get(name, ()))
+        identity = fingerprint(
+            {
+                "command": stage.command,
+                "config": _config(stage, name, changes, marks | {"self": "<self>"}).model_dump(mode="json"),
+                "link": {n: _filled(text, marks, name) for n, text in stage.link.items()},
+                "ranks": stage.ranks,
+            }
+        )
+        folder = config.store / f"{stage.command}-{identity}"
+        marks[name] = f"<{folder.name}>"
+        places = {n: str(other.folder) for n, other in stages.items()}
+        places |= {"seed": str(seed), "self": str(folder)}
+        resolved = _config(stage, name, changes, places)
+        links = {n: Path(_filled(text, places, name)) for n, text in stage.link.items()}
+        text = json.dumps([resolved.model_dump(mode="json"), [str(path) for path in links.values()]])
+        stages[name] = Stage(
+            name=name,
+            command=stage.command,
+            folder=folder,
+            config=resolved,
+            links=links,
+            needs=tuple(s.folder for s in stages.values() if s.folder.name in text),
+            ranks=stage.ranks,
+            seconds=stage.seconds,
+        )
+    return stages
+
+
+def _config(stage: StageConfig, name: str, changes: tuple[str, ...], names: Mapping[str, str]) -> Config:
+    overrides = [_filled(text, names, f"stage {name}") for text in (*stage.set, *changes)]
+    return load(SCHEMAS[stage.command], stage.config, overrides)
+
+
+def _filled(text: str, names: Mapping[str, str], where: str) -> str:
+    """Replace {NAME}; other braces are YAML's and stay."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            raise ConfigError(
+                f"{where}: '{text}' names {{{match[1]}}}, and there is no such stage before it; known: "
+                f"{', '.join(names)}"
+            )
+        return names[match[1]]
+
+    replace: Callable[[re.Match[str]], str] = value
+    return _NAME.sub(replace, text)
+
+
+def _wanted(files: list[str], stages: Mapping[str, Stage]) -> dict[str, Stage]:
+    """Return the stages that `files` come from, and all that these need."""
+    by_folder = {stage.folder: stage for stage in stages.values()}
+    todo = [f for f in by_folder if any(Path(file).is_relative_to(f) for file in files if file)]
+    found: set[Path] = set()
+    while todo:
+        folder = todo.pop()
+        if folder not in found:
+            found.add(folder)
+            todo += by_folder[folder].needs
+    return {name: stage for name, stage in stages.items() if stage.folder in found}
+
+
+def as_json(plan: Plan, command: str) -> dict[str, Any]:
+    """Return study.json (see results.py)."""
+    config = plan.config
+    measures = config.measures or tuple(plan.chain.measures)
+    arms = {cell.arm: cell for cell in plan.cells}
+    return {
+        "name": config.out.name,
+        "title": config.title,
+        "question": config.question,
+        "command": command,
+        "baseline": config.baseline,
+        "seeds": list(config.seeds),
+        "x_label": config.x_label,
+        "origin": config.origin,
+        "measures": {name: {"kind": plan.chain.measures[name].kind} for name in measures},
+        "arms": [
+            {"name": arm, "slug": cell.slug, "curve": cell.curve, "x": cell.x} for arm, cell in arms.items()
+        ],
+        "claims": [claim.model_dump(mode="json") for claim in config.claims],
+    }

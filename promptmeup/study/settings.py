@@ -1,0 +1,174 @@
+"""What a person sets about a study: a chain of commands, and the arms in which it is run differently."""
+
+import re
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from promptmeup.config import Config
+from promptmeup.study.effects import MARGIN, Expect
+from promptmeup.study.scoring import Kind
+
+Command = Literal[
+    "synthesize",
+    "pack",
+    "pretrain",
+    "label",
+    "finetune",
+    "evaluate",
+    "make_box_errors",
+    "make_entity_errors",
+    "shuffle_labels",
+]
+
+
+class StageConfig(Config):
+    """One command of the chain, as one would type it.
+
+    In `set` and `link`, {seed} stands for the cell's seed, {self} for the stage's own folder and {NAME} for that of an
+    earlier stage.
+    """
+
+    command: Command
+    config: Path | None = None
+    """the command's file; null: `set` says all"""
+    set: tuple[str, ...] = ()
+    """a.b=c"""
+    link: dict[str, str] = Field(default_factory=dict)
+    """{name in the stage's folder: an earlier stage's folder}, as hard links: for commands that add to what is there"""
+    ranks: int = Field(default=1, ge=1)
+    """processes of this machine that share a pre-training"""
+    seconds: float = Field(default=30.0, gt=0)
+    """about how long it takes, until one of its kind has been run"""
+
+
+class MeasureConfig(Config):
+    """What of a cell is scored."""
+
+    kind: Kind
+    file: str
+    """predictions on test, such as "{entities}/seed-{seed}/predictions-test.jsonl" """
+    sd: float = Field(default=2.0, gt=0)
+    """about how much paired differences scatter over seeds, in points, for what is said before anything has run"""
+
+
+class ChainConfig(Config):
+    """The commands of a cell, in order, and what comes out."""
+
+    stages: dict[str, StageConfig] = Field(min_length=1)
+    measures: dict[str, MeasureConfig] = Field(min_length=1)
+    ceiling: str | None = None
+    """file of the best scores that the corpus allows, such as "{world}/extraction/ceiling.json" """
+    journal: str | None = None
+    """journal of the pre-training whose losses the report draws"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        wrong = [
+            n for n in self.stages if n in ("seed", "self", "x") or not re.fullmatch(r"[a-z][a-z0-9_]*", n)
+        ]
+        if wrong:
+            raise ValueError(
+                f"stages cannot be called {', '.join(wrong)}: use lower-case letters, digits and _, and none of seed, "
+                "self, x"
+            )
+        return self
+
+
+Change = dict[str, tuple[str, ...]]
+"""{stage: a.b=c ...}, after those of the chain"""
+
+
+class ArmConfig(Config):
+    """One way to do it."""
+
+    name: str = Field(min_length=1)
+    change: Change = Field(default_factory=dict)
+
+
+class CurveConfig(Config):
+    """Arms that differ by a number, {x} in their changes."""
+
+    name: str = Field(min_length=1)
+    values: tuple[float, ...] = Field(min_length=1)
+    change: Change
+
+
+class ClaimConfig(Config):
+    """That one arm scores higher than another, or the same within `margin` points."""
+
+    claim: str = Field(min_length=1)
+    first: str
+    second: str
+    measure: str
+    expect: Expect = "higher"
+    margin: float = Field(default=MARGIN, gt=0)
+
+
+class StudyTracking(Config):
+    """Where cells go as MLflow runs when they are finished, children of the study's own run."""
+
+    uri: str | None = "sqlite:///mlflow.db"
+    experiment: str = Field(default="studies", min_length=1)
+
+
+class StudyConfig(Config):
+    """A question, and the cells that answer it: every arm at every seed."""
+
+    out: Path
+    """folder: cells/ with the predictions, report.md, report.html"""
+    title: str
+    question: str
+    chain: Path
+    """file of the chain, such as configs/study/chain_tiny.yaml"""
+    chain_set: tuple[str, ...] = ()
+    """a.b=c for the chain's file"""
+    store: Path = Path("studies/stages")
+    """folder of finished stages, which cells and studies share"""
+    seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
+    baseline: str
+    """the arm that the others are held against"""
+    arms: tuple[ArmConfig, ...] = Field(min_length=1)
+    change: Change = Field(default_factory=dict)
+    """of every arm"""
+    curves: tuple[CurveConfig, ...] = ()
+    origin: float | None = None
+    """where the baseline stands on every curve"""
+    x_label: str | None = None
+    claims: tuple[ClaimConfig, ...] = ()
+    measures: tuple[str, ...] = ()
+    """those of the chain that count; none: all"""
+    processes: int | None = Field(default=None, ge=1, le=256)
+    """cells at once; null: one for each core, or for each GPU"""
+    report_only: bool = False
+    """write the report from what is there"""
+    tracking: StudyTracking = StudyTracking()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [name for name, _, _, _ in self.all_arms()]
+        known = set(names)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"arms of the same name: {', '.join(twice)}")
+        called = {self.baseline, *(arm for claim in self.claims for arm in (claim.first, claim.second))}
+        if unknown := sorted(called - known):
+            raise ValueError(f"baseline or claims name arms that are not there: {', '.join(unknown)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("a seed is named twice")
+        return self
+
+    def all_arms(self) -> list[tuple[str, Change, str | None, float | None]]:
+        """Return (name, changes, curve, x) of every arm, those of curves after the others."""
+        found: list[tuple[str, Change, str | None, float | None]] = [
+            (arm.name, arm.change, None, None) for arm in self.arms
+        ]
+        for curve in self.curves:
+            for x in curve.values:
+                change = {
+                    stage: tuple(text.replace("{x}", f"{x:g}") for text in texts)
+                    for stage, texts in curve.change.items()
+                }
+                found.append((f"{curve.name} {x:g}", change, curve.name, x))
+        return found
