@@ -136,7 +136,9 @@ def _stages(config: StudyConfig, chain: ChainConfig, change: Change, seed: int) 
     stages: dict[str, Stage] = {}
     # what names a folder holds the names of other folders without the store's path, which may move
     marks = {"seed": str(seed)}
-    for name, stage in chain.stages.items():
+    for name in chain.stages:
+        stage = chain.whole(name)
+        assert stage.command is not None  # the chain has checked it
         changes = (*config.change.get(name, ()), *change.get(name, ()))
         identity = fingerprint(
             {
@@ -167,6 +169,7 @@ def _stages(config: StudyConfig, chain: ChainConfig, change: Change, seed: int) 
 
 
 def _config(stage: StageConfig, name: str, changes: tuple[str, ...], names: Mapping[str, str]) -> Config:
+    assert stage.command is not None
     overrides = [_filled(text, names, f"stage {name}") for text in (*stage.set, *changes)]
     return load(SCHEMAS[stage.command], stage.config, overrides)
 

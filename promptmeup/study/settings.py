@@ -30,7 +30,9 @@ class StageConfig(Config):
     earlier stage.
     """
 
-    command: Command
+    like: str | None = None
+    """an earlier stage whose command, file, `set` and `link` this one has, too, its own after them"""
+    command: Command | None = None
     config: Path | None = None
     """the command's file; null: `set` says all"""
     set: tuple[str, ...] = ()
@@ -63,8 +65,29 @@ class ChainConfig(Config):
     journal: str | None = None
     """journal of the pre-training whose losses the report draws"""
 
+    def whole(self, name: str) -> StageConfig:
+        """Return a stage with what it has of the one that it is like."""
+        stage = self.stages[name]
+        if stage.like is None:
+            return stage
+        of = self.whole(stage.like)
+        return stage.model_copy(
+            update={
+                "command": stage.command or of.command,
+                "config": stage.config or of.config,
+                "set": (*of.set, *stage.set),
+                "link": of.link | stage.link,
+            }
+        )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        names = list(self.stages)
+        for position, (name, stage) in enumerate(self.stages.items()):
+            if stage.like is not None and stage.like not in names[:position]:
+                raise ValueError(f"stage {name} is like {stage.like}, which is no stage before it")
+            if self.whole(name).command is None:
+                raise ValueError(f"stage {name} has no command: give command, or like")
         wrong = [
             n for n in self.stages if n in ("seed", "self", "x") or not re.fullmatch(r"[a-z][a-z0-9_]*", n)
         ]

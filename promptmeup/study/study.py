@@ -11,6 +11,7 @@ from promptmeup.study.effects import resolvable
 from promptmeup.study.findings import find
 from promptmeup.study.mlflow_cells import log_cells
 from promptmeup.study.plan import Plan, Stage, make_plan
+from promptmeup.study.preload import preload
 from promptmeup.study.report import describe_status, write_report
 from promptmeup.study.results import read_scores, read_study
 from promptmeup.study.settings import StudyConfig
@@ -129,6 +130,8 @@ def _run(plan: Plan) -> int:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
     stages = plan.stages
     count = len(stages)
+    if any(not stage.done.exists() for stage in stages):
+        preload()
 
     def done(stage: Stage) -> None:
         collect(plan)

@@ -15,9 +15,9 @@ from promptmeup.data.text import TextTokenizer
 from promptmeup.data.transforms import ImageConfig
 from promptmeup.distributed.world import World
 from promptmeup.models.saving import load_model, load_saved_tokenizer
-from promptmeup.shard_format import write_json
+from promptmeup.shard_format import write_atomically, write_json
 from promptmeup.tracking.console import table
-from promptmeup.training.evaluation import evaluate_retrieval
+from promptmeup.training.evaluation import encode_split, measure
 from promptmeup.training.retrieval import CUTOFFS, chance
 
 
@@ -37,6 +37,8 @@ class EvaluateConfig(Config):
     workers: int = Field(default=0, ge=0)
     json_file: Path | None = None
     """where the numbers are written besides the screen"""
+    ranks_file: Path | None = None
+    """where each query's rank is written: {"direction": "image_to_text", "rank": 0}, one line each"""
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -50,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> None:
         workers=config.workers,
         image=ImageConfig(size=model.config.vision.image_size, eval_mode=config.eval_mode),
     )
-    found = evaluate_retrieval(
+    encoded = encode_split(
         model,
         split,
         config=data,
@@ -61,6 +63,8 @@ def evaluate(config: EvaluateConfig) -> None:
         dtype=torch.float32,
         world=World(rank=0, size=1, local_rank=0, device=device),
     )
+    ranks = encoded.ranks()
+    found = measure(encoded, ranks)
     num_images, num_captions = len(split), split.manifest.matched_pairs
     random = chance(num_images, num_captions)
     rows = [
@@ -71,6 +75,14 @@ def evaluate(config: EvaluateConfig) -> None:
     ]
     print(f"{config.model} on {config.split}: {num_images} images, {num_captions} matched captions")
     print(table(rows))
+    if config.ranks_file is not None:
+        lines = [
+            json.dumps({"direction": direction, "rank": rank}) + "\n"
+            for direction, rank_Q in ranks.items()
+            for rank in rank_Q.tolist()
+        ]
+        config.ranks_file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(config.ranks_file, "".join(lines).encode())
     if config.json_file is not None:
         config.json_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(

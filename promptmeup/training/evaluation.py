@@ -1,6 +1,7 @@
 """Encode a whole split over the ranks, in step, and measure retrieval."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from promptmeup.data.text import TextTokenizer
 from promptmeup.distributed.collectives import gather_uneven
 from promptmeup.distributed.world import World
 from promptmeup.training.geometry import alignment, uniformity
-from promptmeup.training.retrieval import recalls
+from promptmeup.training.retrieval import match_ranks, recalls
 
 EvaluationBatch = TypeVar("EvaluationBatch", ImageBatch, CaptionBatch)
 
@@ -37,8 +38,44 @@ def _encode(
     return gather_uneven(torch.cat(vectors), world=world), gather_uneven(torch.cat(ids), world=world)
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Vectors of a split's images and matched captions, and whose each is."""
+
+    image_ND: Tensor
+    text_MD: Tensor
+    image_ids_N: Tensor
+    caption_ids_M: Tensor
+
+    def ranks(self) -> dict[str, Tensor]:
+        """Return the ranks of the matches of each direction's queries."""
+        return match_ranks(
+            self.image_ND, self.text_MD, image_ids_N=self.image_ids_N, caption_ids_M=self.caption_ids_M
+        )
+
+
+def evaluate_retrieval(model: Any, split: PackedSplit, **settings: Any) -> dict[str, float]:
+    """Return `measure` of a split; collective. Arguments are `encode_split`'s."""
+    encoded = encode_split(model, split, **settings)
+    return measure(encoded, encoded.ranks())
+
+
+def measure(encoded: Encoded, ranks: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return recalls, and how the vectors lie: alignment, uniformity_image, uniformity_text (see `geometry`)."""
+    return recalls(ranks) | {
+        "alignment": alignment(
+            encoded.image_ND,
+            encoded.text_MD,
+            image_ids_N=encoded.image_ids_N,
+            caption_ids_M=encoded.caption_ids_M,
+        ),
+        "uniformity_image": uniformity(encoded.image_ND),
+        "uniformity_text": uniformity(encoded.text_MD),
+    }
+
+
 @torch.no_grad()
-def evaluate_retrieval(
+def encode_split(
     model: Any,
     split: PackedSplit,
     *,
@@ -49,10 +86,8 @@ def evaluate_retrieval(
     batch: int,
     dtype: torch.dtype,
     world: World,
-) -> dict[str, float]:
-    """Return recalls (see `recalls`) over every image and every matched caption of `split`; collective.
-
-    And how their vectors lie: alignment, uniformity_image, uniformity_text (see `geometry`).
+) -> Encoded:
+    """Encode every image and every matched caption of `split`; collective.
 
     Args:
         model: the model, or the engine around it; left in the mode it was in.
@@ -82,9 +117,4 @@ def evaluate_retrieval(
         world=world,
     )
     model.train(was_training)
-    found = recalls(image_ND, text_MD, image_ids_N=image_ids_N, caption_ids_M=caption_ids_M)
-    return found | {
-        "alignment": alignment(image_ND, text_MD, image_ids_N=image_ids_N, caption_ids_M=caption_ids_M),
-        "uniformity_image": uniformity(image_ND),
-        "uniformity_text": uniformity(text_MD),
-    }
+    return Encoded(image_ND, text_MD, image_ids_N, caption_ids_M)

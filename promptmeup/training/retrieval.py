@@ -5,6 +5,8 @@ caption with the photo of its own record; image -> text counts a hit when ANY of
 among the first k.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -20,14 +22,14 @@ def ranks_of_match(scores_QN: Tensor, *, is_match_QN: Tensor) -> Tensor:
     return ((scores_QN >= best_Q1) & ~is_match_QN).sum(dim=1)
 
 
-def recalls(
+def match_ranks(
     image_ND: Tensor, text_MD: Tensor, *, image_ids_N: Tensor, caption_ids_M: Tensor, chunk: int = 1024
-) -> dict[str, float]:
-    """Return recall at 1, 5 and 10 in both directions and their mean, each in [0, 1].
+) -> dict[str, Tensor]:
+    """Return for each direction the ranks of the queries' matches, from 0 (see `ranks_of_match`).
 
     A caption belongs to the image whose id equals its own; queries without a match are left out.
     """
-    result: dict[str, float] = {}
+    found = {}
     directions = {
         "image_to_text": (image_ND, text_MD, image_ids_N, caption_ids_M),
         "text_to_image": (text_MD, image_ND, caption_ids_M, image_ids_N),
@@ -40,7 +42,14 @@ def recalls(
             has_match = is_match_QN.any(dim=1)
             scores_QN = query_QD[rows][has_match].float() @ target_ND.float().T
             ranks.append(ranks_of_match(scores_QN, is_match_QN=is_match_QN[has_match]))
-        rank_Q = torch.cat(ranks)
+        found[name] = torch.cat(ranks)
+    return found
+
+
+def recalls(ranks: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return recall at 1, 5 and 10 in both directions and their mean, each in [0, 1], of `match_ranks`."""
+    result: dict[str, float] = {}
+    for name, rank_Q in ranks.items():
         for k in CUTOFFS:
             result[f"{name}_r{k}"] = (rank_Q < k).double().mean().item() if len(rank_Q) else 0.0
     result["mean_recall"] = sum(result.values()) / len(result)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptmeup.training.retrieval import chance, recalls
+from promptmeup.training.retrieval import chance, match_ranks, recalls
 
 
 def slow_recall(scores: np.ndarray, query_ids: list[int], target_ids: list[int], k: int) -> float:
@@ -28,13 +28,14 @@ def test_equals_slow_reference(num_images: int, num_captions: int, seed: int) ->
     image, text = rng.integers(-1, 2, (num_images, 3)), rng.integers(-1, 2, (num_captions, 3))
     image_ids = rng.permutation(num_images)
     caption_ids = rng.integers(0, num_images + 2, num_captions)
-    found = recalls(
+    ranks = match_ranks(
         torch.tensor(image),
         torch.tensor(text),
         image_ids_N=torch.tensor(image_ids),
         caption_ids_M=torch.tensor(caption_ids),
         chunk=5,
     )
+    found = recalls(ranks)
     for k in (1, 5, 10):
         assert found[f"image_to_text_r{k}"] == pytest.approx(
             slow_recall(image @ text.T, image_ids.tolist(), caption_ids.tolist(), k)
@@ -47,9 +48,9 @@ def test_equals_slow_reference(num_images: int, num_captions: int, seed: int) ->
 def test_perfect_and_collapsed() -> None:
     eye = torch.eye(20)
     ids = torch.arange(20)
-    assert recalls(eye, eye, image_ids_N=ids, caption_ids_M=ids)["mean_recall"] == 1
+    assert recalls(match_ranks(eye, eye, image_ids_N=ids, caption_ids_M=ids))["mean_recall"] == 1
     constant = torch.ones(20, 4)
-    assert recalls(constant, constant, image_ids_N=ids, caption_ids_M=ids)["mean_recall"] == 0
+    assert recalls(match_ranks(constant, constant, image_ids_N=ids, caption_ids_M=ids))["mean_recall"] == 0
 
 
 def test_chance_matches_simulation() -> None:
@@ -57,10 +58,12 @@ def test_chance_matches_simulation() -> None:
     generator = torch.Generator().manual_seed(0)
     found = [
         recalls(
-            torch.randn(40, 16, generator=generator),
-            torch.randn(200, 16, generator=generator),
-            image_ids_N=ids,
-            caption_ids_M=captions,
+            match_ranks(
+                torch.randn(40, 16, generator=generator),
+                torch.randn(200, 16, generator=generator),
+                image_ids_N=ids,
+                caption_ids_M=captions,
+            )
         )
         for _ in range(60)
     ]
