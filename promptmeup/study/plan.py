@@ -148,7 +148,8 @@ def _stages(config: StudyConfig, chain: ChainConfig, change: Change, seed: int) 
                 "ranks": stage.ranks,
             }
         )
-        folder = config.store / f"{stage.command}-{identity}"
+        # absolute: some commands take a path relative to another
+        folder = config.store.absolute() / f"{stage.command}-{identity}"
         marks[name] = f"<{folder.name}>"
         places = {n: str(other.folder) for n, other in stages.items()}
         places |= {"seed": str(seed), "self": str(folder)}

@@ -63,8 +63,7 @@ def evaluate(config: EvaluateConfig) -> None:
         dtype=torch.float32,
         world=World(rank=0, size=1, local_rank=0, device=device),
     )
-    ranks = encoded.ranks()
-    found = measure(encoded, ranks)
+    found = measure(encoded)
     num_images, num_captions = len(split), split.manifest.matched_pairs
     random = chance(num_images, num_captions)
     rows = [
@@ -78,7 +77,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.ranks_file is not None:
         lines = [
             json.dumps({"direction": direction, "rank": rank}) + "\n"
-            for direction, rank_Q in ranks.items()
+            for direction, rank_Q in encoded.ranks().items()
             for rank in rank_Q.tolist()
         ]
         config.ranks_file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Encode a whole split over the ranks, in step, and measure retrieval."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -54,15 +54,9 @@ class Encoded:
         )
 
 
-def evaluate_retrieval(model: Any, split: PackedSplit, **settings: Any) -> dict[str, float]:
-    """Return `measure` of a split; collective. Arguments are `encode_split`'s."""
-    encoded = encode_split(model, split, **settings)
-    return measure(encoded, encoded.ranks())
-
-
-def measure(encoded: Encoded, ranks: Mapping[str, Tensor]) -> dict[str, float]:
+def measure(encoded: Encoded) -> dict[str, float]:
     """Return recalls, and how the vectors lie: alignment, uniformity_image, uniformity_text (see `geometry`)."""
-    return recalls(ranks) | {
+    return recalls(encoded.ranks()) | {
         "alignment": alignment(
             encoded.image_ND,
             encoded.text_MD,

@@ -51,7 +51,7 @@ from promptmeup.tracking.provenance import environment
 from promptmeup.tracking.system import NodeWatch
 from promptmeup.tracking.tracker import Tracker
 from promptmeup.training import checkpoint
-from promptmeup.training.evaluation import evaluate_retrieval
+from promptmeup.training.evaluation import encode_split, measure
 from promptmeup.training.inputs import datasets, galleries, open_sources, write_description
 from promptmeup.training.lifeline import Lifeline, guarded
 from promptmeup.training.loop import Every, fit
@@ -156,8 +156,8 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
     stall = StallMeter(
         workers=config.data.workers, cores=len(os.sched_getaffinity(0)), ranks=ranks_on_node(world)
     )
-    measure = partial(
-        evaluate_retrieval,
+    encode = partial(
+        encode_split,
         engine,
         config=config.data,
         tokenizer=tokenizer,
@@ -219,7 +219,7 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
     def evaluate() -> bool:
         if val is None:
             return False
-        found = measure(val)
+        found = measure(encode(val))
         tracker.evaluation(state.step, found)
         for warning in watch.evaluation(found):
             tracker.event("warning", state.step, text=warning)
