@@ -27,10 +27,11 @@ def loss_flops(
     where the side has one: prompts have none. With classifiers the products are the model's own.
 
     Args:
-        rows: B; `columns`: G; `width`: D of the image-text space; `objects`: M, of each image.
+        rows: B; `columns`: G, of the world; `width`: D of the image-text space; `objects`: M, of each image.
         banks: (prompts, width) of the entities and of the relations; None without soft labels.
     """
     weights = config.weights
+    columns = _seen(config, rows=rows, columns=columns)
     found = 8.0 * rows * columns * width if weights.image_text > 0 else 0.0
     if banks is not None and not classifies:
         sides = ((weights.object_entity, rows * objects), (weights.image_relation, rows))
@@ -51,8 +52,14 @@ def loss_memory(config: LossConfig, *, rows: int, columns: int, width: int, dtyp
     """Return bytes that the contrasts take on one rank: the captions of all, their gradients, two tiles; no logits."""
     if config.weights.image_text == 0:
         return 0
+    columns = _seen(config, rows=rows, columns=columns)
     sent = columns * (width * dtype.itemsize + 16)
     return sent + 4 * width * (columns + 2 * rows) + 2 * 4 * TILE
+
+
+def _seen(config: LossConfig, *, rows: int, columns: int) -> int:
+    """Return how many captions a rank's images are compared with."""
+    return rows if config.negatives == "rank" else columns
 
 
 @dataclass(frozen=True)
@@ -77,23 +84,26 @@ def loss_exchange(
 
     A caption is its vector in `dtype` and two ids; its gradient is float32. A column's statistics are two float64
     (`contrast.to_sums`), a prompt's three, its mass too; each contrast adds three numbers, and each loss or metric
-    that is no contrast a sum and a count.
+    that is no contrast a sum and a count. Where ranks see their own rows alone, a loss is one number.
 
     Args:
         columns: G; `width`: D of the image-text space.
         dtype: of the vectors on the way.
         banks: as in `loss_flops`.
     """
-    weights = config.weights
+    weights, alone = config.weights, config.negatives == "rank"
     summed, watched, gathered, returned = 0, 1, 0, 0  # watched: rows that are not finite
     if weights.image_text > 0:
-        summed += 2 * columns + 3
-        gathered, returned = columns * (width * dtype.itemsize + 16), columns * width * 4
+        summed += 3  # of the loss and its accuracy
+        if not alone:
+            summed += 2 * columns
+            gathered, returned = columns * (width * dtype.itemsize + 16), columns * width * 4
     if banks is not None:
         for weight, (prompts, _) in zip((weights.object_entity, weights.image_relation), banks, strict=True):
             if weight > 0:
-                watched += 3 + classifies  # entropy, share kept, share of the top prompt
-                summed += 0 if classifies else 3 * prompts + 3
+                watched += 3  # entropy, share kept, share of the top prompt
+                summed += 1 if alone else 2 if classifies else 3 * prompts + 3
     if weights.matching > 0:
-        watched += 2  # the loss and its accuracy
+        watched += 1  # its accuracy
+        summed += 1 if alone else 2
     return LossExchange(gathered, 8 * (summed + 2 * watched), returned)

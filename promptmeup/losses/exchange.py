@@ -34,6 +34,21 @@ class Exchange(Protocol):
         """Start adding up [G, ...] over all ranks; the result waits and returns this rank's own [B, ...]."""
 
 
+class Alone:
+    """The exchange of a rank that keeps to itself, whatever the world is."""
+
+    rank, size = 0, 1
+
+    def gather(self, rows: Tensor) -> Callable[[], Tensor]:
+        return lambda: rows
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def scatter_sum(self, rows: Tensor) -> Callable[[], Tensor]:
+        return lambda: rows
+
+
 class Columns:
     """Rows of this rank on their way to all ranks, where they are the columns of contrasts.
 

@@ -1,7 +1,7 @@
 """All losses of a step, from the student's features, as means over the world."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from promptmeup.config import Config
 from promptmeup.losses.contrast import Pair, contrast
-from promptmeup.losses.exchange import Columns, Exchange
+from promptmeup.losses.exchange import Alone, Columns, Exchange
 from promptmeup.losses.image_text import IdPair, MeanOver, SameImage
 from promptmeup.losses.matching import matching
 from promptmeup.losses.soft_cross_entropy import soft_cross_entropy
@@ -34,6 +34,9 @@ class LossConfig(Config):
     """true matches besides a row's own pair: further positives, left out of the denominator, or (paper) negatives"""
     image_text_mean: MeanOver = "matched"
     """what the image-text sum is divided by: the pairs that have a positive, or (paper) all"""
+    negatives: Literal["world", "rank"] = "world"
+    """whose rows each rank's losses are means over and its contrasts find negatives in: of the whole world, or of the
+    rank alone, as without a gather; what is trained on and reported then is the mean over the ranks"""
     hard_labels: bool = False
     """train on the teacher's most probable prompt alone instead of its distribution"""
 
@@ -65,12 +68,17 @@ def rows_not_finite(features: Features) -> Tensor:
     return wrong_B
 
 
+def seen_by(config: LossConfig, exchange: Exchange) -> Exchange:
+    """Return the ranks whose rows a rank's losses see."""
+    return Alone() if config.negatives == "rank" else exchange
+
+
 def captions_to_send(batch: Batch, exchange: Exchange, *, dtype: torch.dtype | None = None) -> Columns:
     """Return what takes a batch's captions to all ranks; hand it their vectors as soon as they are there.
 
     Args:
         batch: this rank's; of the same size on every rank.
-        exchange: the ranks.
+        exchange: the ranks that shall see them (`seen_by`).
         dtype: of the vectors on the way and of the products of the image-text contrast; None: as they are.
     """
     return Columns(exchange, torch.stack([batch.image_ids_B, batch.caption_ids_B], dim=1), dtype=dtype)
@@ -139,6 +147,8 @@ def total_loss(
 ) -> Losses:
     """Return the weighted total of every loss that has a weight; one sum over the ranks carries all of them.
 
+    Where each rank's losses see its own rows alone, that sum carries no more than what is reported.
+
     The features, labels and banks that these losses need must be there; a run checks it when it is built. A
     loss or metric without a valid row in the world is exactly 0, with no gradient.
 
@@ -148,8 +158,10 @@ def total_loss(
         batch: this rank's.
         banks: the prompts, on the features' device; None where no loss needs them.
         config: weights and choices.
-        exchange: the ranks.
+        exchange: the ranks, all of them.
     """
+    among = seen_by(config, exchange)
+    assert columns.exchange.size == among.size, "captions sent to other ranks than the losses see"
     weights = {name: weight for name, weight in config.weights.model_dump().items() if weight > 0}
     pairs: dict[str, Pair] = {}
     metrics: dict[str, Term] = {}
@@ -201,21 +213,26 @@ def total_loss(
     num_wrong = rows_not_finite(features).sum().double()
     watched = [*terms.values(), *metrics.values(), Term(num_wrong, num_wrong)]
     riders = torch.stack([torch.stack([t.sum.detach().double(), t.count.double()]) for t in watched])
-    means, totals = contrast(tuple(pairs.values()), exchange=exchange, riders=riders)
+    means, totals = contrast(tuple(pairs.values()), exchange=among, riders=riders)
+    counted = dict(zip([*terms, *metrics, "not_finite"], totals, strict=True))
     losses = dict(zip(pairs, means, strict=True))
-    world = dict(zip([*terms, *metrics], totals, strict=False))
-    reported = {f"loss/{name}": mean.detach() for name, mean in losses.items()}
+    values = {name: mean.detach() for name, mean in losses.items()}
     for name, term in terms.items():
-        total, count = world[name]
-        # the engine averages over ranks, and the sum of all ranks is what the count belongs to
-        losses[name] = exchange.size * term.sum.double() / count.clamp(min=1)
-        reported[f"loss/{name}"] = total / count.clamp(min=1)
+        total, count = counted.pop(name)
+        # the engine averages over ranks, and the sum of all that are seen is what the count belongs to
+        losses[name] = among.size * term.sum.double() / count.clamp(min=1)
+        values[name] = total / count.clamp(min=1)
     if "image_text" in pairs:
         assert image_text.accuracy is not None
-        world["contrastive_accuracy"] = torch.stack([image_text.accuracy.sum, image_text.accuracy.count])
-    for name in (name for name in world if name not in terms):
-        total, count = world[name]
-        reported[name] = total / count.clamp(min=1)
+        counted["contrastive_accuracy"] = torch.stack([image_text.accuracy.sum, image_text.accuracy.count])
+    if config.negatives == "rank":
+        own = [torch.stack(list(values.values())), *counted.values()]
+        summed, *totals_of_metrics = torch.split(exchange.sum(torch.cat(own)), [len(part) for part in own])
+        values = dict(zip(values, summed / exchange.size, strict=True))
+        counted = dict(zip(counted, totals_of_metrics, strict=True))
+    wrong, _ = counted.pop("not_finite")
+    reported = {f"loss/{name}": value for name, value in values.items()}
+    reported |= {name: total / count.clamp(min=1) for name, (total, count) in counted.items()}
     local = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-    total = torch.stack([weights[name] * reported[f"loss/{name}"] for name in losses]).sum()
-    return Losses(local, {"loss/total": total} | reported, total.isfinite() & (totals[-1, 0] == 0))
+    total = torch.stack([weights[name] * value for name, value in values.items()]).sum()
+    return Losses(local, {"loss/total": total} | reported, total.isfinite() & (wrong == 0))

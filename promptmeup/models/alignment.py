@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from promptmeup.config import Config
 from promptmeup.errors import ConfigError
 from promptmeup.models.fusion import FusionEncoder
-from promptmeup.models.heads import TEMPERATURE_RANGE, Heads, pool_boxes, unit
+from promptmeup.models.heads import TEMPERATURE_RANGE, Heads, Temperature, pool_boxes, unit
 from promptmeup.models.spans import spans
 from promptmeup.models.text import TextConfig, TextEncoder, build_bert
 from promptmeup.models.vision import VisionConfig, VisionEncoder, build_vision
@@ -32,7 +32,9 @@ class ModelConfig(Config):
     prompt_head: Literal["prompts", "classifier"] = "prompts"
     """how fused states meet prompts: projected to where the teacher has them, or by the paper's MLP over all of them"""
     temperature: float = Field(default=0.07, ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])
-    """where the learnable temperatures start"""
+    """where the temperatures start"""
+    learn_temperature: bool = True
+    """false: all temperatures stay at `temperature`, whatever model a run starts from"""
 
 
 class AlignmentModel(nn.Module):
@@ -94,6 +96,7 @@ class AlignmentModel(nn.Module):
             text_width=hidden,
             width=config.width,
             temperature=config.temperature,
+            learn_temperature=config.learn_temperature,
             fused=fused,
             classifiers=config.prompt_head == "classifier",
         )
@@ -156,6 +159,12 @@ class AlignmentModel(nn.Module):
         """Return unit vectors [B, D] of captions or prompts."""
         text_BD: Tensor = self(None, tokens_BL, token_mask_BL)["text_BD"]
         return text_BD
+
+    def fixed(self) -> set[str]:
+        """Return the names of tensors that are as the configuration says, and not taken from another model."""
+        if self.config.learn_temperature:
+            return set()
+        return {f"{name}.value" for name, part in self.named_modules() if isinstance(part, Temperature)}
 
     def backbone_modules(self) -> list[nn.Module]:
         """Return the modules whose weights came pre-trained; optimizers give them a lower learning rate."""

@@ -34,11 +34,20 @@ class _Bounded(torch.autograd.Function):
 
 
 class Temperature(nn.Module):
-    """A learnable temperature, kept in TEMPERATURE_RANGE; a parameter of shape [1]."""
+    """A temperature of shape [1]: learnable, kept in TEMPERATURE_RANGE, or fixed.
 
-    def __init__(self, initial: float) -> None:
+    A fixed one is a buffer: no optimizer has it, and DeepSpeed leaves it in float32 where it casts parameters to bf16.
+    """
+
+    value: Tensor
+
+    def __init__(self, initial: float, *, learnable: bool = True) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.tensor([initial]))
+        value = torch.tensor([initial])
+        if learnable:
+            self.value = nn.Parameter(value)
+        else:
+            self.register_buffer("value", value)
 
     def forward(self) -> Tensor:
         """Return it as float32 of shape [1]."""
@@ -64,6 +73,7 @@ class Heads(nn.Module):
         vision_width, text_width: widths of the encoders.
         width: D of the image-text space.
         temperature: where all temperatures start.
+        learn_temperature: they may leave it.
         fused: (entity bank's width, relation bank's width), with classifiers the banks' numbers of prompts; None
             for a dual encoder.
         classifiers: objects and relations are classified, instead of projected to where the prompts are.
@@ -76,20 +86,21 @@ class Heads(nn.Module):
         text_width: int,
         width: int,
         temperature: float,
+        learn_temperature: bool = True,
         fused: tuple[int, int] | None,
         classifiers: bool = False,
     ) -> None:
         super().__init__()
         self.image = nn.Linear(vision_width, width)
         self.text = nn.Linear(text_width, width)
-        self.temperature = Temperature(temperature)
+        self.temperature = Temperature(temperature, learnable=learn_temperature)
         if fused is not None:
             head = classifier if classifiers else nn.Linear
             self.object, self.relation = (head(text_width, outputs) for outputs in fused)
             self.matching = nn.Linear(text_width, 2)
             if not classifiers:
-                self.object_temperature = Temperature(temperature)
-                self.relation_temperature = Temperature(temperature)
+                self.object_temperature = Temperature(temperature, learnable=learn_temperature)
+                self.relation_temperature = Temperature(temperature, learnable=learn_temperature)
 
 
 def box_coverage(boxes_BM4: Tensor, *, grid: int) -> Tensor:

@@ -8,6 +8,7 @@ tokenizer/           the tokenizer's own files
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +134,15 @@ def load_saved_tokenizer(folder: Path) -> Any:
         raise WeightsError(f"{folder} holds no readable tokenizer/ folder: {error}") from error
 
 
-def load_matching(model: nn.Module, folder: Path) -> tuple[list[str], list[str]]:
+def load_matching(
+    model: nn.Module, folder: Path, *, keep: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
     """Copy the tensors of a saved model that `model` has under the same name and shape.
 
     A student starts from its teacher so: the halves are shared, its fusion and new heads are not.
+
+    Args:
+        keep: names of `model` that keep their values whatever the folder has.
 
     Returns:
         the names copied, and the names of `model` that keep their values.
@@ -146,7 +152,9 @@ def load_matching(model: nn.Module, folder: Path) -> tuple[list[str], list[str]]
     """
     read_description(folder)
     state, own = _read_tensors(folder), model.state_dict()
-    loaded = [name for name in own if name in state and state[name].shape == own[name].shape]
+    loaded = [
+        name for name in own if name in state and state[name].shape == own[name].shape and name not in keep
+    ]
     if not loaded:
         raise WeightsError(
             f"no tensor of {folder} fits this model (it has {some(sorted(own), limit=2)}; the folder has "

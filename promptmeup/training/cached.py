@@ -18,7 +18,7 @@ from torch import Tensor
 
 from promptmeup.distributed.engine import one_reduction, update
 from promptmeup.losses.exchange import Exchange
-from promptmeup.losses.total import LossConfig, captions_to_send, total_loss
+from promptmeup.losses.total import LossConfig, captions_to_send, seen_by, total_loss
 from promptmeup.records import Banks, Batch, Features, is_per_row
 from promptmeup.training.forward import Soundness, forward, temperatures
 
@@ -49,7 +49,7 @@ def cached_step(
             found_features.append(forward(engine, part, dtype=dtype))
     features = _joined(found_features)
 
-    columns = captions_to_send(batch, exchange, dtype=dtype)
+    columns = captions_to_send(batch, seen_by(losses, exchange), dtype=dtype)
     leaves = {name: leaf for name, leaf in features.tensors().items() if leaf.requires_grad}
     if losses.weights.image_text > 0:
         features = replace(features, text_BD=columns.send_one(features.text_BD))

@@ -152,7 +152,8 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
         limit=config.data.max_damaged,
         report=report_to(config.out / "damaged.jsonl", rank=world.rank, warn=warn),
     )
-    exchange, watch, skipped = WorldExchange(world), Watch(), Skipped(config.max_skipped, world)
+    exchange, skipped = WorldExchange(world), Skipped(config.max_skipped, world)
+    watch = Watch(learns_temperature=config.model.learn_temperature)
     stall = StallMeter(
         workers=config.data.workers, cores=len(os.sched_getaffinity(0)), ranks=ranks_on_node(world)
     )
@@ -291,7 +292,7 @@ def build(config: PretrainConfig, banks: Banks | None) -> AlignmentModel:
     """Return the model with its initial weights, on the CPU."""
     model = build_model(config.model, **prompt_shapes(config.model, bank_shapes(banks)))
     if config.start_from is not None:
-        load_matching(model, config.start_from)
+        load_matching(model, config.start_from, keep=model.fixed())
     return model
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from promptmeup.distributed.engine import skip_update, update
 from promptmeup.errors import NotFiniteError
 from promptmeup.losses.exchange import Exchange
-from promptmeup.losses.total import LossConfig, captions_to_send, total_loss
+from promptmeup.losses.total import LossConfig, captions_to_send, seen_by, total_loss
 from promptmeup.records import Banks, Batch
 from promptmeup.training.cached import cached_step
 from promptmeup.training.forward import Soundness, forward, temperatures
@@ -42,7 +42,7 @@ def train_step(
             exchange=exchange,
             micro_batch=micro_batch,
         )
-    columns = captions_to_send(batch, exchange, dtype=dtype)
+    columns = captions_to_send(batch, seen_by(losses, exchange), dtype=dtype)
     on_text = columns.send_one if losses.weights.image_text > 0 else None
     features = forward(engine, batch, dtype=dtype, on_text=on_text)
     found = total_loss(features, columns, batch, banks, losses, exchange)

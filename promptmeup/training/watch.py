@@ -79,9 +79,18 @@ SIGNATURES = (
 
 
 class Watch:
-    """Looks at the metrics of a run's lines; state is a running mean of each."""
+    """Looks at the metrics of a run's lines; state is a running mean of each.
 
-    def __init__(self) -> None:
+    Args:
+        learns_temperature: a fixed temperature may be at an end of its range: it was put there.
+    """
+
+    def __init__(self, *, learns_temperature: bool = True) -> None:
+        self._signatures = tuple(
+            signature
+            for signature in SIGNATURES
+            if learns_temperature or not signature.metric.endswith("temperature")
+        )
         self._means: dict[str, float] = {}
         self._seen: dict[str, int] = {}
         self._said: set[str] = set()
@@ -89,7 +98,7 @@ class Watch:
 
     def training(self, metrics: Metrics) -> list[str]:
         """Return what there is to say of a line of training metrics: running means are judged, after a while."""
-        for name in {signature.metric for signature in SIGNATURES} & metrics.keys():
+        for name in {signature.metric for signature in self._signatures} & metrics.keys():
             before = self._means.get(name, metrics[name])
             self._means[name] = SMOOTHING * before + (1 - SMOOTHING) * metrics[name]
             self._seen[name] = self._seen.get(name, 0) + 1
@@ -110,7 +119,7 @@ class Watch:
 
     def _judge(self, metrics: Metrics) -> list[str]:
         found = []
-        for signature in SIGNATURES:
+        for signature in self._signatures:
             if signature.metric in metrics:
                 value = metrics[signature.metric]
                 text = signature.advice.format(value=value)

@@ -15,7 +15,14 @@ from promptmeup.distributed.world import World
 from promptmeup.losses.contrast import contrast
 from promptmeup.losses.exchange import Columns
 from promptmeup.losses.image_text import IdPair, Teacher
-from promptmeup.losses.total import LossConfig, Losses, LossWeights, captions_to_send, total_loss
+from promptmeup.losses.total import (
+    LossConfig,
+    Losses,
+    LossWeights,
+    captions_to_send,
+    seen_by,
+    total_loss,
+)
 from promptmeup.records import Batch, Features
 from tests.numerics import paper, plain
 from tests.support.loss_inputs import ClassifyingStudent, Inputs, Student, banks, scenarios
@@ -34,7 +41,7 @@ LOCAL_METRICS = {"object_label_top_share", "relation_label_top_share"}
 
 def _losses(world: World, features: Features, batch: Batch, config: LossConfig) -> Losses:
     exchange = WorldExchange(world)
-    columns = captions_to_send(batch, exchange)
+    columns = captions_to_send(batch, seen_by(config, exchange))
     features = replace(features, text_BD=columns.send_one(features.text_BD))
     return total_loss(features, columns, batch, banks(), config, exchange)
 
@@ -152,6 +159,84 @@ def test_any_number_of_ranks_gives_the_papers_step(size: int) -> None:
             for parameter, gradient in gradients.items():
                 torch.testing.assert_close(gradient, expected_gradients[parameter], rtol=0, atol=1e-10)
             assert (values["loss/object_entity"] == 0) == (name == "nothing")
+
+
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+RANKS_ALONE: dict[str, tuple[LossConfig, type[Student]]] = {
+    **{
+        f"{same_image}, hard: {hard}": (config.model_copy(update={"negatives": "rank"}), Student)
+        for (same_image, hard), config in CONFIGS.items()
+    },
+    "classifiers": (
+        LossConfig(same_image="negative", image_text_mean="all", negatives="rank"),
+        ClassifyingStudent,
+    ),
+}
+
+
+def _steps_of_ranks_alone(world: World) -> dict[tuple[str, str], Result]:
+    return {
+        (name, case): _step(world, inputs, config, kind)
+        for name, inputs in scenarios().items()
+        for case, (config, kind) in RANKS_ALONE.items()
+    }
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_that_see_their_own_rows_alone_train_on_the_mean_of_their_losses(size: int) -> None:
+    """Counts that are uneven over the ranks too, and ranks without a row that counts."""
+    answers = run_ranks(_steps_of_ranks_alone, size, ranks_per_node=2)
+    for (name, case), (values, gradients) in answers[0].items():
+        config, kind = RANKS_ALONE[case]
+        shards = [scenarios()[name].shard(rank, size) for rank in range(size)]
+        gathered = config.model_copy(update={"negatives": "world"})
+        parts = [_step(ALONE, shard, gathered, kind) for shard in shards]
+        for loss in (metric for metric in values if metric.startswith("loss/")):
+            mean = sum(part[loss] for part, _ in parts) / size
+            assert values[loss] == pytest.approx(mean, rel=0, abs=1e-10), (name, case, loss)
+        for parameter, gradient in gradients.items():
+            mean_of_ranks = torch.stack([part[parameter] for _, part in parts]).mean(0)
+            torch.testing.assert_close(gradient, mean_of_ranks, rtol=0, atol=1e-10)
+        # metrics are the world's; each rank's images are ranked among its own captions
+        accuracies = [part["contrastive_accuracy"] for part, _ in parts]
+        assert min(accuracies) <= values["contrastive_accuracy"] <= max(accuracies)
+        assert all(others[name, case][0] == values for others in answers)
+
+
+def test_ranks_alone_report_the_worlds_metrics() -> None:
+    expected, _ = _results(1)[0]["empty_ranks", "positive", False]
+    values, _ = run_ranks(_steps_of_ranks_alone, 2)[1]["empty_ranks", "positive, hard: False"]
+    for metric in ("object_label_entropy", "object_label_kept", "relation_label_kept", "matching_accuracy"):
+        assert values[metric] == pytest.approx(expected[metric], rel=0, abs=1e-12), metric
+    assert abs(values["loss/image_text"] - expected["loss/image_text"]) > 0.1
+
+
+@pytest.mark.parametrize("case", list(RANKS_ALONE))
+def test_a_rank_that_is_the_world_sees_the_same(case: str) -> None:
+    config, kind = RANKS_ALONE[case]
+    gathered = config.model_copy(update={"negatives": "world"})
+    for inputs in scenarios().values():
+        (values, gradients), (expected_values, expected) = (
+            _step(ALONE, inputs, choice, kind) for choice in (config, gathered)
+        )
+        assert list(values.items()) == list(expected_values.items())
+        assert all(torch.equal(gradients[name], gradient) for name, gradient in expected.items())
+
+
+def _unsound(world: World) -> bool:
+    """Rank 1 alone has a feature that is not finite, where it counts nowhere."""
+    shard = scenarios()["nothing"].shard(world.rank, world.size)
+    features = Student()(shard)
+    if world.rank == 1:
+        objects = torch.full_like(shard.objects_GMX, torch.inf)
+        features = replace(features, object_BMD=objects)
+    found = _losses(world, features, shard.batch(), LossConfig(negatives="rank"))
+    assert found.reported["loss/total"].isfinite()
+    return bool(found.sound)
+
+
+def test_what_one_rank_alone_sees_wrong_is_wrong_for_all() -> None:
+    assert run_ranks(_unsound, 2) == [False, False]
 
 
 def _nothing_at_all(world: World) -> Result:
@@ -278,7 +363,7 @@ def test_exchanges_go_by_global_rank(dtype: torch.dtype) -> None:
         assert total.tolist() == [10, 10, 10]
 
 
-def _collectives(world: World) -> list[str]:
+def _collectives(world: World, config: LossConfig) -> list[str]:
     """Names of all the collectives of one step."""
     called: list[str] = []
     names = [
@@ -297,11 +382,15 @@ def _collectives(world: World) -> list[str]:
     for name in names:
         counted(name)
     shard = scenarios()["plain"].shard(world.rank, world.size)
-    _losses(world, Student()(shard), shard.batch(), LossConfig()).local.backward()
+    _losses(world, Student()(shard), shard.batch(), config).local.backward()
     return called
 
 
 def test_one_step_exchanges_three_times() -> None:
     # gloo's reduce-scatter: see WorldExchange
     expected = ["all_gather_into_tensor", "all_reduce", "all_to_all_single"]
-    assert run_ranks(_collectives, 2) == [expected] * 2
+    assert run_ranks(_collectives, 2, LossConfig()) == [expected] * 2
+
+
+def test_ranks_alone_exchange_what_is_reported() -> None:
+    assert run_ranks(_collectives, 2, LossConfig(negatives="rank")) == [["all_reduce"]] * 2

@@ -83,9 +83,16 @@ def _config(world: Path, stage: int, *overrides: str) -> PretrainConfig:
     return tiny_config(world, f"out={world}/unused", f"engine.zero_stage={stage}", "steps=1", *overrides)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_micro_batches_give_the_update_of_one_batch(news_world: Path, stage: int) -> None:
-    config = _config(news_world, stage, "engine.gradient_clipping=0", "global_batch=32")
+@pytest.mark.parametrize(
+    ("stage", "override"),
+    [
+        *((stage, "loss.negatives=world") for stage in (0, 1, 2, 3)),
+        *((stage, "loss.negatives=rank") for stage in (0, 3)),
+        (1, "model.learn_temperature=false"),
+    ],
+)
+def test_micro_batches_give_the_update_of_one_batch(news_world: Path, stage: int, override: str) -> None:
+    config = _config(news_world, stage, "engine.gradient_clipping=0", "global_batch=32", override)
     # 16 rows of a rank in 1, 2, 4 and (the last of them smaller) 3 parts
     (whole, values), *cached = run_ranks(_updates, 2, config, [None, 8, 4, 6], False, timeout=240)[0]
     assert whole.norm() > 0.1

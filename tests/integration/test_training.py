@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from promptmeup.config import load
 from promptmeup.models.saving import load_model
@@ -55,6 +56,50 @@ def test_reference_learns(reference: Path) -> None:
     (evaluation,) = (line for line in lines if line["event"] == "evaluation")
     assert evaluation["uniformity_image"] < 0 and 0 < evaluation["alignment"] < 4
     assert (reference / "config.yaml").exists() and (reference / "environment.json").exists()
+
+
+def test_ranks_that_see_their_own_rows_alone_have_another_curve(news_world: Path, reference: Path) -> None:
+    run = news_world / "ranks_alone"
+    config = tiny_config(news_world, f"out={run}", "steps=4", "loss.negatives=rank")
+    assert run_ranks(train_on_rank, 2, config, timeout=180) == [True] * 2
+    expected, first = curve(reference)[1], curve(run)[1]
+    # the same weights and pairs: half of the negatives are easier to tell apart, and matching knows none
+    assert first["loss/image_text"] < expected["loss/image_text"] - 0.1
+    assert first["loss/matching"] == pytest.approx(expected["loss/matching"], rel=1e-5)
+    assert len(curve(run)) == 4
+
+
+@pytest.mark.parametrize(
+    ("stage", "resumed_at", "precision"),
+    [(0, 0, "fp32"), (1, 1, "fp32"), (2, 3, "fp32"), (3, 0, "fp32"), (0, 1, "bf16"), (3, 3, "bf16")],
+)
+def test_fixed_temperatures_stay(
+    news_world: Path, tmp_path: Path, stage: int, resumed_at: int, precision: str
+) -> None:
+    """To the last bit, through training, a checkpoint, another layout and saving, from a teacher that learnt one."""
+    common = (
+        f"out={tmp_path}",
+        f"start_from={news_world}/teacher/model",
+        "model.learn_temperature=false",
+        "model.temperature=0.001",
+        "optim.lr=0.01",
+        f"engine.precision={precision}",
+    )
+    for steps, at in ((2, stage), (14, resumed_at)):
+        config = tiny_config(news_world, *common, f"steps={steps}", f"engine.zero_stage={at}")
+        assert run_ranks(train_on_rank, 2, config, timeout=180) == [True] * 2
+    fixed = torch.tensor([0.001])
+    names = ("temperature", "object_temperature", "relation_temperature")
+    found = curve(tmp_path)
+    assert len(found) == 14
+    assert {values[name] for values in found.values() for name in names} == {fixed.item()}
+    # it is at an end of its range, where it was put
+    warnings = [
+        line["text"] for line in journal.read(tmp_path / "journal.jsonl") if line["event"] == "warning"
+    ]
+    assert not any("temperature has reached an end" in text for text in warnings)
+    model = load_model(tmp_path / "model")
+    assert all(torch.equal(getattr(model.heads, name).value, fixed) for name in names)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -197,6 +197,7 @@ def test_logits_that_are_not_finite_are_seen_even_where_they_count_nowhere(field
     [
         ("weights.matching=-1", "'weights.matching' = -1: input should be greater than or equal to 0"),
         ("same_image=keep", "'same_image' = 'keep': input should be 'positive', 'mask' or 'negative'"),
+        ("negatives=node", "'negatives' = 'node': input should be 'world' or 'rank'"),
         ("image_text_mean=rows", "'image_text_mean' = 'rows': input should be 'matched' or 'all'"),
         ("weights={image_text: 0, object_entity: 0, image_relation: 0, matching: 0}", "nothing to train"),
     ],

@@ -99,6 +99,18 @@ def test_temperature_is_bounded_and_comes_back(value: float, gradient: float, ex
     assert temperature.value.grad.item() == expected
 
 
+def test_a_fixed_temperature_is_no_parameter() -> None:
+    heads = Heads(
+        vision_width=4, text_width=4, width=4, temperature=0.001, learn_temperature=False, fused=(4, 4)
+    )
+    parts = (heads.temperature, heads.object_temperature, heads.relation_temperature)
+    assert not any("temperature" in name for name, _ in heads.named_parameters())
+    assert all(torch.equal(part(), torch.tensor([0.001])) for part in parts)
+    # saved and loaded under the same names as learnable ones
+    learnable = Heads(vision_width=4, text_width=4, width=4, temperature=0.001, fused=(4, 4))
+    assert heads.state_dict().keys() == learnable.state_dict().keys()
+
+
 def test_temperature_that_stepped_over_the_limit_learns_again() -> None:
     temperature = Temperature(0.499)
     optimizer = torch.optim.SGD(temperature.parameters(), lr=0.01)

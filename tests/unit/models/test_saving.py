@@ -122,6 +122,24 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, tokenizer: object) ->
         load_model(tmp_path)
 
 
+def test_a_fixed_temperature_is_saved_and_not_taken_from_a_teacher(tmp_path: Path, tokenizer: object) -> None:
+    teacher = tiny_model(fusion=False)
+    with torch.no_grad():
+        teacher.heads.temperature.value.fill_(0.02)
+    save_model(tmp_path / "teacher", teacher, tokenizer=tokenizer)
+    for learns, expected in ((True, 0.02), (False, 0.005)):
+        student = tiny_model(seed=1, temperature=0.005, learn_temperature=learns)
+        loaded, missing = load_matching(student, tmp_path / "teacher", keep=student.fixed())
+        assert ("heads.temperature.value" in loaded) is learns
+        assert ("heads.temperature.value" in missing) is not learns
+        save_model(tmp_path / "student", student, tokenizer=tokenizer)
+        again = load_model(tmp_path / "student")
+        assert again.config.learn_temperature is learns
+        assert again.heads.temperature().item() == pytest.approx(expected)
+        assert again.heads.relation_temperature().item() == pytest.approx(0.005)
+        assert state_fingerprint(again) == state_fingerprint(student)
+
+
 def test_a_student_starts_from_its_teacher(tmp_path: Path, tokenizer: object) -> None:
     teacher, student = tiny_model(fusion=False), tiny_model(seed=1)
     before = state_fingerprint(student.fusion)

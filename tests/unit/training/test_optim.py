@@ -44,6 +44,18 @@ def test_classifiers_are_in_one_group_each_by_their_dimensions() -> None:
             assert found == [0.1 if parameter.ndim == 2 else 0.0]
 
 
+def test_fixed_temperatures_are_in_no_group() -> None:
+    def sizes(**changes: object) -> list[list[torch.Size]]:
+        model = tiny_model(**changes)
+        groups = parameter_groups(model, backbones=model.backbone_modules(), config=OptimConfig())
+        return [[p.shape for p in group["params"]] for group in groups]
+
+    learnt, fixed = sizes(), sizes(learn_temperature=False)
+    assert len(learnt) == len(fixed)
+    assert sum(map(len, learnt)) - sum(map(len, fixed)) == 3
+    assert sum(shapes.count(torch.Size([1])) for shapes in fixed) == 0
+
+
 def test_rates() -> None:
     config = OptimConfig(warmup=0.1, decay="cosine", final=0.01)
     scales = [rate_scale(step, total_steps=100, config=config) for step in range(100)]

@@ -170,7 +170,7 @@ def test_captions_travel_while_the_fusion_half_works(stage: int | None) -> None:
         ]
 
 
-def _poisoned(world: World, micro_batch: int | None) -> tuple[str, int]:
+def _poisoned(world: World, micro_batch: int | None, losses: LossConfig) -> tuple[str, int]:
     """A photo of rank 1 breaks the vision encoder; what each rank says, and how often it updated."""
     model = support.tiny_model()
     engine = _Engine(model)
@@ -181,15 +181,17 @@ def _poisoned(world: World, micro_batch: int | None) -> tuple[str, int]:
         images_BCSS[2] = 7
         batch = replace(batch, images_BCSS=images_BCSS)
     try:
-        _train(engine, batch, WorldExchange(world), micro_batch=micro_batch)
+        _train(engine, batch, WorldExchange(world), micro_batch=micro_batch, losses=losses)
     except TrainingError as error:
         return str(error), engine.steps
     return "", engine.steps
 
 
+@pytest.mark.parametrize("negatives", ["world", "rank"])
 @pytest.mark.parametrize("micro_batch", [None, 2])
-def test_nan_is_reported_with_its_image_and_not_trained_on(micro_batch: int | None) -> None:
-    (healthy, steps), (poisoned, poisoned_steps) = run_ranks(_poisoned, 2, micro_batch, timeout=120)
+def test_nan_is_reported_with_its_image_and_not_trained_on(micro_batch: int | None, negatives: Any) -> None:
+    losses = LossConfig(negatives=negatives)
+    (healthy, steps), (poisoned, poisoned_steps) = run_ranks(_poisoned, 2, micro_batch, losses, timeout=120)
     assert steps == poisoned_steps == 0
     # the whole world's loss is spoilt, and every rank stops
     assert healthy.startswith("loss/total = nan, loss/image_text = nan")

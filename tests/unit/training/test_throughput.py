@@ -12,7 +12,7 @@ from promptmeup.distributed.collectives import WorldExchange
 from promptmeup.distributed.peaks import peak_tflops
 from promptmeup.distributed.world import World
 from promptmeup.losses.cost import LossExchange, loss_exchange, loss_flops
-from promptmeup.losses.total import LossConfig, LossWeights, captions_to_send, total_loss
+from promptmeup.losses.total import LossConfig, LossWeights, captions_to_send, seen_by, total_loss
 from promptmeup.models.cost import RowCost, row_cost
 from promptmeup.models.sketch import sketch_of
 from promptmeup.records import Banks, Batch, Features, SoftLabels
@@ -75,8 +75,10 @@ class Counting(WorldExchange):
 @pytest.mark.parametrize(
     "without", [(), ("image_text",), ("object_entity",), ("image_relation",), ("matching",)]
 )
-def test_operations_and_exchanges_of_the_losses(without: tuple[str, ...]) -> None:
-    config = LossConfig(weights=LossWeights.model_validate(dict.fromkeys(without, 0.0)))
+@pytest.mark.parametrize("negatives", ["world", "rank"])
+def test_operations_and_exchanges_of_the_losses(negatives: Any, without: tuple[str, ...]) -> None:
+    weights = LossWeights.model_validate(dict.fromkeys(without, 0.0))
+    config = LossConfig(weights=weights, negatives=negatives)
     (entities, entity_width), (relations, relation_width) = SHAPES
     temperature = torch.tensor([0.1], requires_grad=True)
     features = Features(
@@ -95,17 +97,20 @@ def test_operations_and_exchanges_of_the_losses(without: tuple[str, ...]) -> Non
     # torch's counter does not know the product that adds in place
     in_place: Any = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
-        columns = captions_to_send(whole_batch(), exchange)
+        columns = captions_to_send(whole_batch(), seen_by(config, exchange))
         if "image_text" not in without:
             features = replace(features, text_BD=columns.send_one(features.text_BD))
         total_loss(features, columns, whole_batch(), banks, config, exchange).local.backward()
-    found = loss_flops(config, rows=ROWS, columns=ROWS, width=WIDTH, objects=OBJECTS, banks=SHAPES)
+    # of captions that other ranks would have, one alone knows nothing
+    num_columns = ROWS if negatives == "world" else 3 * ROWS
+    found = loss_flops(config, rows=ROWS, columns=num_columns, width=WIDTH, objects=OBJECTS, banks=SHAPES)
     assert found == pytest.approx(counter.get_total_flops(), rel=1e-9)
-    sizes = loss_exchange(config, columns=ROWS, width=WIDTH, dtype=torch.float32, banks=SHAPES)
+    sizes = loss_exchange(config, columns=num_columns, width=WIDTH, dtype=torch.float32, banks=SHAPES)
     assert sizes == LossExchange(**exchange.bytes)
 
 
-def test_exchanges_of_classifiers() -> None:
+@pytest.mark.parametrize("negatives", ["world", "rank"])
+def test_exchanges_of_classifiers(negatives: Any) -> None:
     """Their statistics stay on the rank; a loss is a sum and a count."""
     (entities, _), (relations, _) = SHAPES
     features = Features(
@@ -118,8 +123,8 @@ def test_exchanges_of_classifiers() -> None:
         matching_logits_B2=torch.randn(ROWS, 2, requires_grad=True),
     )
     banks = Banks(vectors(entities, 24).detach(), vectors(relations, 20).detach())
-    exchange, config = Counting(), LossConfig()
-    columns = captions_to_send(whole_batch(), exchange, dtype=torch.bfloat16)
+    exchange, config = Counting(), LossConfig(negatives=negatives)
+    columns = captions_to_send(whole_batch(), seen_by(config, exchange), dtype=torch.bfloat16)
     features = replace(features, text_BD=columns.send_one(features.text_BD))
     total_loss(features, columns, whole_batch(), banks, config, exchange).local.backward()
     sizes = loss_exchange(

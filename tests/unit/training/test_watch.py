@@ -32,6 +32,13 @@ def test_signatures_are_said_once(name: str, good: float, bad: float, message: s
     assert len(_after(fresh, 200, **{name: bad})) == 1
 
 
+def test_a_temperature_that_is_fixed_may_be_at_an_end() -> None:
+    watch = Watch(learns_temperature=False)
+    fixed = {"temperature": 0.001, "object_temperature": 0.001, "relation_temperature": 0.001}
+    assert _after(watch, 100, **fixed) == []
+    assert len(_after(watch, 100, **fixed, object_label_top_share=0.9)) == 1
+
+
 def test_one_unlucky_batch_is_no_signature() -> None:
     watch = Watch()
     _after(watch, 30, object_label_top_share=0.2)
