@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel
 
 from promptmeup.config import Config
 from promptmeup.errors import ConfigError, WeightsError
-from promptmeup.models.weights import RANDOM, find, quiet_transformers, some
+from promptmeup.models.weights import RANDOM, find, quiet_transformers, scaled_range, some
 
 
 class TextConfig(Config):
@@ -95,6 +95,7 @@ def random_bert_sizes(config: TextConfig, tokenizer: Any) -> BertConfig:
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         intermediate_size=config.intermediate,
+        initializer_range=scaled_range(config.hidden),
     )
     return with_dropout(sizes, config.dropout)
 

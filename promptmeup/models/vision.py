@@ -18,7 +18,7 @@ from promptmeup.models.vision_weights import (
     load_timm,
     load_vit,
 )
-from promptmeup.models.weights import EFFICIENTNET_LITE0, RANDOM, find
+from promptmeup.models.weights import EFFICIENTNET_LITE0, RANDOM, find, scaled_range
 
 # how the packaged EfficientNet-Lite0 was trained: (pixel - 127) / 128
 _LITE0_MEAN, _LITE0_STD = 127 / 255, 128 / 255
@@ -168,6 +168,7 @@ def random_vit_sizes(config: VisionConfig) -> ViTConfig:
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         intermediate_size=4 * config.hidden,
+        initializer_range=scaled_range(config.hidden),
     )
 
 
