@@ -20,7 +20,7 @@ def write_inputs(folder: Path) -> None:
     box = {"x0": 10, "y0": 10, "x1": 30, "y1": 40, "label": "person", "score": 0.9}
     lines = [{"image_path": f"{i}.jpg", "boxes": [box, box | {"x1": 40 + i}]} for i in range(5)]
     (folder / "boxes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    names = [f"Ada{i} Byron{i}\tPERSON\t{20 - i}" for i in range(10)]
+    names = [f"Ada{i} Byron{i}\t{20 - i}\tentity" for i in range(10)]
     (folder / "entities.tsv").write_text("".join(f"{name}\n" for name in names))
     (folder / "predictions").mkdir(exist_ok=True)
     ranks = [
