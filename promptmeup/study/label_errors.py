@@ -54,7 +54,8 @@ def shuffle_labels(config: LabelErrorsConfig) -> None:
     corpus, shuffled = f"-{split.fingerprint[:8]}", f"-shuffled-{config.rate}-{config.seed}"
     for made in finished_labels(config.split, corpus=split.fingerprint):
         if made.name.endswith(shuffled + corpus):  # an earlier call was killed when all but this was done
-            rmtree(made.with_name(made.name.removesuffix(shuffled + corpus) + corpus), ignore_errors=True)
+            of = read_label_manifest(made).made_with["shuffled"]["of"]
+            rmtree(made.with_name(of), ignore_errors=True)
     old = _only_labels(config.split, corpus=split.fingerprint)
     name = old.name.removesuffix(corpus).removesuffix(shuffled) + shuffled + corpus
     if name == old.name:

@@ -88,9 +88,10 @@ class Worker:
             self._child.start()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        self._child.join()
-        code = self._child.exitcode
-        self._child = None
+        _wait(self._child)
+        child, self._child = self._child, None
+        child.join()
+        code = child.exitcode
         assert code is not None
         if code == BUSY:
             return code
@@ -139,7 +140,9 @@ def run_all(
         process.start()
     with _handled(lambda _number, _frame: _tell(processes)):
         for process in processes:
-            process.join()
+            _wait(process)
+    for process in processes:
+        process.join()
     codes = [process.exitcode for process in processes]
     return SAVED_EXIT_CODE if SAVED_EXIT_CODE in codes else int(any(codes))
 
@@ -151,8 +154,14 @@ def _in_child(stage: Stage, title: str, gpus: str | None) -> None:
 def _tell(processes: Sequence[BaseProcess]) -> None:
     """Send SIGTERM, whatever came: Ctrl-C reaches all of them by itself, and a second SIGINT is an impatient user's."""
     for process in processes:
-        if process.pid is not None and process.is_alive():
-            os.kill(process.pid, signal.SIGTERM)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+
+
+def _wait(process: BaseProcess) -> None:
+    """Return when a process has ended, without taking its exit code: until then `_tell` can name it by its number."""
+    assert process.pid is not None
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
 
 @contextmanager
