@@ -8,7 +8,7 @@ export DS_BUILD_OPS := 0
 export HF_HUB_OFFLINE ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup quickstart test check format lock bench clean
+.PHONY: help setup quickstart studies test check format lock bench clean
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -26,6 +26,14 @@ $(STAMP): requirements.lock setup.cfg
 
 quickstart: $(STAMP)  ## generate a small news world, pack, train the teacher, label, pre-train, evaluate
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/quickstart.sh
+
+# those of the tiny chain: chain_*.yaml are no studies, and real_*.yaml need corpora of one's own
+STUDIES := $(filter-out configs/study/chain_%.yaml configs/study/real_%.yaml,$(wildcard configs/study/*.yaml))
+studies: $(STAMP)  ## run every study of the small news world, one after the other; what is done stays
+	@for config in $(STUDIES); do \
+	  echo "$$ python launch/study.py --config $$config"; \
+	  $(BIN)/python launch/study.py --config "$$config" || exit; \
+	done
 
 test: $(STAMP)  ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile

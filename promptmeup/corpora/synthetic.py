@@ -182,7 +182,7 @@ def _claim(config: SyntheticConfig, world: World) -> None:
         # a setting that is younger than the folder had its default there
         earlier = defaults | json.loads(marker.read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, KeyError, TypeError):
-        if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        if config.out.exists() and (not config.out.is_dir() or any(map(_is_foreign, config.out.iterdir()))):
             raise CorpusError(
                 f"{config.out} is not empty and holds no synthetic world (no {MARKER}): "
                 "set out to a new or an empty folder"
@@ -196,6 +196,11 @@ def _claim(config: SyntheticConfig, world: World) -> None:
             )
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(marker, {"config": settings, "world": _describe(world)})
+
+
+def _is_foreign(path: Path) -> bool:
+    """Return whether a file is not the marker, half written by a run that was killed."""
+    return not path.name.startswith(f".{MARKER}.")
 
 
 def _describe(world: World) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from promptmeup.errors import StudyError
 from promptmeup.shard_format import write_atomically, write_json
 from promptmeup.study.plan import Cell, Plan, as_json
+from promptmeup.tracking.mlflow_run import lock_run
 
 
 def write_question(plan: Plan, command: str) -> None:
@@ -24,28 +27,48 @@ def is_finished(cell: Cell) -> bool:
     return all(stage.done.exists() for stage in cell.stages.values())
 
 
+def alone(out: Path) -> AbstractContextManager[None]:
+    """Let one process at a time touch the study's folder, on whatever machine."""
+    return lock_run(out)
+
+
 def collect(plan: Plan) -> list[Cell]:
-    """Copy what finished cells predicted to the study's folder; return those that are new there."""
+    """Copy what finished cells predicted to the study's folder, `alone`; return those that are new there.
+
+    Raises:
+        StudyError: a stage is done, and a file that the chain names is not there.
+    """
     found = []
     for cell in plan.cells:
         folder = place(cell, plan.config.out)
+        files = {f"{measure}.jsonl": file for measure, file in cell.measures.items()}
+        files |= {"ceiling.json": cell.ceiling} if cell.ceiling else {}
+        journal = {"pretrain.jsonl": cell.journal} if cell.journal else {}
         content = {
             "arm": cell.arm,
             "seed": cell.seed,
             "stages": {name: stage.folder.name for name, stage in cell.stages.items()},
+            "files": {
+                name: str(file.relative_to(plan.config.store)) for name, file in (files | journal).items()
+            },
         }
         if not is_finished(cell) or _is_there(folder / "cell.json", content):
             continue
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "cell.json").unlink(
             missing_ok=True
         )  # of other settings: the cell is not finished meanwhile
-        for measure, file in cell.measures.items():
-            shutil.copyfile(file, folder / f"{measure}.jsonl")
-        if cell.ceiling is not None:
-            shutil.copyfile(cell.ceiling, folder / "ceiling.json")
-        if cell.journal is not None:
-            write_atomically(folder / "pretrain.jsonl", "".join(_losses(cell.journal)).encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            for name, file in files.items():
+                shutil.copyfile(file, folder / name)
+            for name, file in journal.items():
+                write_atomically(folder / name, "".join(_losses(file)).encode())
+        except FileNotFoundError as error:
+            raise StudyError(
+                f"arm '{cell.arm}', seed {cell.seed}: {error.filename} is not there, though its stage is done: correct "
+                f"the file's name in {plan.config.chain}, or delete the stage's folder and its .done.json"
+            ) from error
         seconds = {name: json.loads(stage.done.read_text())["seconds"] for name, stage in cell.stages.items()}
         write_json(folder / "cell.json", content | {"seconds": seconds})
         found.append(cell)

@@ -1,21 +1,19 @@
 """The commands that a study is made of: their configurations, and what runs them."""
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from promptmeup.config import Config
-from promptmeup.corpora.synthetic import SyntheticConfig, generate
-from promptmeup.extraction.finetune import finetune
+from promptmeup.corpora.synthetic import SyntheticConfig
 from promptmeup.extraction.seed_run import FinetuneConfig
-from promptmeup.packing.pack import pack
 from promptmeup.packing.settings import PackConfig
-from promptmeup.study.box_errors import BoxErrorsConfig, make_box_errors
-from promptmeup.study.entity_errors import EntityErrorsConfig, make_entity_errors
-from promptmeup.study.label_errors import LabelErrorsConfig, shuffle_labels
+from promptmeup.study.box_errors import BoxErrorsConfig
+from promptmeup.study.entity_errors import EntityErrorsConfig
+from promptmeup.study.label_errors import LabelErrorsConfig
 from promptmeup.study.settings import Command
-from promptmeup.training.evaluate import EvaluateConfig, evaluate
-from promptmeup.training.label import LabelRunConfig, label
-from promptmeup.training.pretrain import pretrain
+from promptmeup.training.evaluate import EvaluateConfig
+from promptmeup.training.label import LabelRunConfig
 from promptmeup.training.settings import PretrainConfig
 
 SCHEMAS: dict[Command, type[Config]] = {
@@ -30,14 +28,21 @@ SCHEMAS: dict[Command, type[Config]] = {
     "shuffle_labels": LabelErrorsConfig,
 }
 
-FUNCTIONS: dict[Command, Callable[[Any], None]] = {
-    "synthesize": generate,
-    "pack": pack,
-    "pretrain": pretrain,
-    "label": label,
-    "finetune": finetune,
-    "evaluate": evaluate,
-    "make_box_errors": make_box_errors,
-    "make_entity_errors": make_entity_errors,
-    "shuffle_labels": shuffle_labels,
+_MODULES: dict[Command, str] = {
+    "synthesize": "promptmeup.corpora.synthetic:generate",
+    "pack": "promptmeup.packing.pack:pack",
+    "pretrain": "promptmeup.training.pretrain:pretrain",
+    "label": "promptmeup.training.label:label",
+    "finetune": "promptmeup.extraction.finetune:finetune",
+    "evaluate": "promptmeup.training.evaluate:evaluate",
+    "make_box_errors": "promptmeup.study.box_errors:make_box_errors",
+    "make_entity_errors": "promptmeup.study.entity_errors:make_entity_errors",
+    "shuffle_labels": "promptmeup.study.label_errors:shuffle_labels",
 }
+
+
+def function(command: Command) -> Callable[[Any], None]:
+    """Return what runs `command`; its libraries are imported now."""
+    module, _, name = _MODULES[command].partition(":")
+    found: Callable[[Any], None] = getattr(import_module(module), name)
+    return found

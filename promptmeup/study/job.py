@@ -8,6 +8,7 @@ was killed with `kill -9` is run again: the commands themselves go on from where
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,53 +16,68 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+
+import torch
 
 from promptmeup.config import dump
 from promptmeup.errors import StudyError, UserError
 from promptmeup.shard_format import write_json
-from promptmeup.study.commands import FUNCTIONS
+from promptmeup.study.commands import function
 from promptmeup.study.plan import Stage
 from promptmeup.tracking.signal_watch import STOP_SIGNALS
+from promptmeup.training.signals import NO_PROGRESS_EXIT_CODE, SAVED_EXIT_CODE
 
 BUSY = 75
-"""exit code: another worker runs the stage"""
+"""exit code: another worker runs the stage, or has run it meanwhile"""
+STOPPED = (SAVED_EXIT_CODE, NO_PROGRESS_EXIT_CODE)
+"""exit codes: it was told to stop, and goes on another time"""
+
+_LAST_WORDS = 60.0
+"""seconds that the other ranks have to end when one has failed"""
 
 
-def run_stage(stage: Stage, *, gpus: str | None = None) -> int:
+def run_stage(stage: Stage, *, title: str, gpus: str | None = None) -> int:
     """Run `stage` if nobody does, in the process that this call is made in; return an exit code.
 
-    Output goes to FOLDER.log. 0: it is done; `BUSY`; 85 and 86: stopped after saving (see `training.signals`); else it
-    failed, and FOLDER.failed.json says how.
+    Output goes to FOLDER.log. 0: it is done; `BUSY`; `STOPPED`; else it failed, and FOLDER.failed.json says how.
 
     Args:
-        gpus: numbers of the GPUs that it may see, as in CUDA_VISIBLE_DEVICES; None: all.
+        title: whose stage it is, for people.
+        gpus: numbers of the GPUs that it may see, as in CUDA_VISIBLE_DEVICES; None: as they are.
     """
-    stage.folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # see Worker
     with _locked(stage.beside("lock")) as lock:
-        if lock is None:
+        if lock is None or stage.done.exists():
             return BUSY
-        if stage.done.exists():
-            return 0
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
         if gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+        print(f"{stage.name} begins: {title}; log: {stage.beside('log')}", flush=True)
         began = time.time()
-        code = _logged(stage, lock)
+        code = _logged(stage, title, lock)
         if code == 0:
             stage.beside("failed.json").unlink(missing_ok=True)
             write_json(
                 stage.done,
                 {"stage": stage.name, "command": stage.command, "seconds": round(time.time() - began, 2)},
             )
-        elif code not in (85, 86) and code > 0:
+        elif code not in STOPPED:
             write_json(stage.beside("failed.json"), {"stage": stage.name, "exit_code": code})
     return code
+
+
+def is_busy(stage: Stage) -> bool:
+    """Return whether another worker runs the stage, or has run it: cheaper than a process that finds out."""
+    with _locked(stage.beside("lock")) as lock:
+        return lock is None or stage.done.exists()
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[int | None]:
     """Hold the lock, or yield None where another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     number = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     try:
         try:
@@ -69,28 +85,41 @@ def _locked(path: Path) -> Iterator[int | None]:
         except BlockingIOError:
             yield None
             return
+        except OSError as error:
+            raise StudyError(
+                f"cannot lock {path}: {error.strerror}; put the study's store on a file system that has locks"
+            ) from error
         yield number
     finally:
         os.close(number)
 
 
-def _logged(stage: Stage, lock: int) -> int:
+def _logged(stage: Stage, title: str, lock: int) -> int:
     log = os.open(stage.beside("log"), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    # line by line, so that the last words of what is killed are there
+    sys.stdout, sys.stderr = (
+        open(number, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
+        for number in (1, 2)
+    )
+    print(f"--- {time.strftime('%F %T')} {socket.gethostname()} {os.getpid()}: {title}", flush=True)
     configuration = stage.beside("yaml")
-    configuration.write_text(dump(stage.config), encoding="utf-8")
     try:
+        configuration.write_text(dump(stage.config), encoding="utf-8")
         for name, source in stage.links.items():
             link_folder(source, stage.folder / name)
         if stage.ranks > 1:
-            return _on_ranks(stage, configuration, lock)
-        FUNCTIONS[stage.command](stage.config)  # type: ignore[index]
+            return _on_ranks(stage.ranks, configuration, lock)
+        function(stage.command)(stage.config)
     except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if ended.code is None or isinstance(ended.code, int):
+            return (ended.code or 0) & 0xFF
+        print(ended.code, file=sys.stderr)
+        return 1
     except UserError as error:
-        print(f"{stage.command}: {error}", file=sys.stderr, flush=True)
+        print(f"{stage.command}: {error}", file=sys.stderr)
         return error.exit_code
     except BaseException:
         traceback.print_exc()
@@ -101,15 +130,47 @@ def _logged(stage: Stage, lock: int) -> int:
     return 0
 
 
-def _on_ranks(stage: Stage, configuration: Path, lock: int) -> int:
-    """Run a pre-training on several processes of this machine."""
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={stage.ranks}"]
-    words += ["-m", "promptmeup.study.rank", str(configuration)]
-    # the ranks hold the lock, too: where this process is killed alone, nobody may take their place
-    started = subprocess.Popen(words, pass_fds=(lock,))
+def _on_ranks(ranks: int, configuration: Path, lock: int) -> int:
+    """Run a pre-training on several processes of this machine; return rank 0's code, or the first of a failure.
+
+    No launcher of others does it: torchrun dies of USR2, and closes the lock in its ranks.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    place |= {"LOCAL_WORLD_SIZE": str(ranks)}
+    if "OMP_NUM_THREADS" not in os.environ:
+        place["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // ranks))
+    words = [sys.executable, "-m", "promptmeup.study.rank", str(configuration)]
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, STOP_SIGNALS
+    )  # nobody is told while they start; rank.py unblocks
+    started = [
+        # the ranks hold the lock, too: where this process is killed alone, nobody may take their place
+        subprocess.Popen(
+            words, pass_fds=(lock,), env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(ranks)
+    ]
+
+    def tell(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        for one in started:
+            one.send_signal(signal.SIGTERM)
+
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda received, _: started.send_signal(received))
-    return started.wait()
+        signal.signal(number, tell)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    failed_at = None
+    while any(one.poll() is None for one in started):
+        if failed_at is None and any(one.returncode for one in started):
+            failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() - failed_at > _LAST_WORDS:
+            for one in started:
+                one.kill()
+        time.sleep(0.1)
+    codes = [one.returncode if one.returncode >= 0 else 128 - one.returncode for one in started]
+    return next((code for code in codes if code), 0)
 
 
 def link_folder(source: Path, target: Path) -> None:

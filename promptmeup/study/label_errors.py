@@ -51,8 +51,12 @@ def shuffle_labels(config: LabelErrorsConfig) -> None:
     if config.rate == 0:
         return
     split = read_manifest(config.split)
-    old = _only_labels(config.split, corpus=split.fingerprint)
     corpus, shuffled = f"-{split.fingerprint[:8]}", f"-shuffled-{config.rate}-{config.seed}"
+    for made in finished_labels(config.split, corpus=split.fingerprint):
+        if made.name.endswith(shuffled + corpus):  # an earlier call was killed when all but this was done
+            of = read_label_manifest(made).made_with["shuffled"]["of"]
+            rmtree(made.with_name(of), ignore_errors=True)
+    old = _only_labels(config.split, corpus=split.fingerprint)
     name = old.name.removesuffix(corpus).removesuffix(shuffled) + shuffled + corpus
     if name == old.name:
         return

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from promptmeup.config import Config, fingerprint, load
 from promptmeup.errors import ConfigError
 from promptmeup.study.commands import SCHEMAS
-from promptmeup.study.settings import ChainConfig, Change, StageConfig, StudyConfig
+from promptmeup.study.settings import ChainConfig, Change, Command, StageConfig, StudyConfig
 
 _NAME = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
@@ -20,7 +20,7 @@ class Stage:
     """One command with its whole configuration; equal ones of several cells and studies are one stage."""
 
     name: str
-    command: str
+    command: Command
     folder: Path
     """named by all that the result depends on; beside it FOLDER.done.json when it is finished, and a log"""
     config: Config
@@ -81,10 +81,12 @@ def make_plan(config: StudyConfig) -> Plan:
     """
     chain = load(ChainConfig, config.chain, config.chain_set)
     measures = config.measures or tuple(chain.measures)
-    if unknown := sorted({*measures, *(claim.measure for claim in config.claims)} - chain.measures.keys()):
+    if unknown := sorted(set(measures) - chain.measures.keys()):
         raise ConfigError(
             f"{config.chain} has no measure {', '.join(unknown)}; it has {', '.join(chain.measures)}"
         )
+    if unknown := sorted({claim.measure for claim in config.claims} - set(measures)):
+        raise ConfigError(f"claims name measures that do not count: {', '.join(unknown)}")
     cells = []
     slugs: dict[str, str] = {}
     for name, change, curve, x in config.all_arms():
@@ -98,18 +100,16 @@ def make_plan(config: StudyConfig) -> Plan:
             try:
                 stages = _stages(config, chain, change, seed)
                 names = {n: str(stage.folder) for n, stage in stages.items()} | {"seed": str(seed)}
-                files = {m: _filled(chain.measures[m].file, names, f"measure {m}") for m in measures}
-                further = {
-                    what: _filled(text, names, what) if text else None
+                files = {m: Path(_filled(chain.measures[m].file, names, f"measure {m}")) for m in measures}
+                ceiling, journal = (
+                    Path(_filled(text, names, what)) if text else None
                     for what, text in (("ceiling", chain.ceiling), ("journal", chain.journal))
-                }
+                )
+                wanted = _wanted(files | ({"ceiling": ceiling} if ceiling else {}), stages)
             except ConfigError as error:
                 raise ConfigError(f"arm '{name}': {error}") from error
-            wanted = _wanted([*files.values(), further["ceiling"] or ""], stages)
-            journal = further["journal"]
-            is_run = journal is not None and any(
-                Path(journal).is_relative_to(stage.folder) for stage in wanted.values()
-            )
+            if journal and not any(journal.is_relative_to(stage.folder) for stage in wanted.values()):
+                journal = None
             cells.append(
                 Cell(
                     arm=name,
@@ -118,9 +118,9 @@ def make_plan(config: StudyConfig) -> Plan:
                     x=x,
                     seed=seed,
                     stages=wanted,
-                    measures={m: Path(file) for m, file in files.items()},
-                    ceiling=Path(further["ceiling"]) if further["ceiling"] else None,
-                    journal=Path(journal) if journal and is_run else None,
+                    measures=files,
+                    ceiling=ceiling,
+                    journal=journal,
                 )
             )
     return Plan(config, chain, tuple(cells))
@@ -144,7 +144,7 @@ def _stages(config: StudyConfig, chain: ChainConfig, change: Change, seed: int) 
             {
                 "command": stage.command,
                 "config": _config(stage, name, changes, marks | {"self": "<self>"}).model_dump(mode="json"),
-                "link": {n: _filled(text, marks, name) for n, text in stage.link.items()},
+                "link": {n: _filled(text, marks, f"stage {name}") for n, text in stage.link.items()},
                 "ranks": stage.ranks,
             }
         )
@@ -154,8 +154,13 @@ def _stages(config: StudyConfig, chain: ChainConfig, change: Change, seed: int) 
         places = {n: str(other.folder) for n, other in stages.items()}
         places |= {"seed": str(seed), "self": str(folder)}
         resolved = _config(stage, name, changes, places)
-        links = {n: Path(_filled(text, places, name)) for n, text in stage.link.items()}
-        text = json.dumps([resolved.model_dump(mode="json"), [str(path) for path in links.values()]])
+        text = json.dumps(resolved.model_dump(mode="json"))
+        if folder.name not in text:
+            raise ConfigError(
+                f"stage {name} would not write into its folder: give it a setting of {{self}}, such as out={{self}}"
+            )
+        links = {n: Path(_filled(text, places, f"stage {name}")) for n, text in stage.link.items()}
+        text += json.dumps([str(path) for path in links.values()])
         stages[name] = Stage(
             name=name,
             command=stage.command,
@@ -172,7 +177,10 @@ def _stages(config: StudyConfig, chain: ChainConfig, change: Change, seed: int) 
 def _config(stage: StageConfig, name: str, changes: tuple[str, ...], names: Mapping[str, str]) -> Config:
     assert stage.command is not None
     overrides = [_filled(text, names, f"stage {name}") for text in (*stage.set, *changes)]
-    return load(SCHEMAS[stage.command], stage.config, overrides)
+    try:
+        return load(SCHEMAS[stage.command], stage.config, overrides)
+    except ConfigError as error:
+        raise ConfigError(f"stage {name}: {error}") from error
 
 
 def _filled(text: str, names: Mapping[str, str], where: str) -> str:
@@ -186,14 +194,18 @@ def _filled(text: str, names: Mapping[str, str], where: str) -> str:
             )
         return names[match[1]]
 
-    replace: Callable[[re.Match[str]], str] = value
-    return _NAME.sub(replace, text)
+    return _NAME.sub(value, text)
 
 
-def _wanted(files: list[str], stages: Mapping[str, Stage]) -> dict[str, Stage]:
+def _wanted(files: Mapping[str, Path], stages: Mapping[str, Stage]) -> dict[str, Stage]:
     """Return the stages that `files` come from, and all that these need."""
     by_folder = {stage.folder: stage for stage in stages.values()}
-    todo = [f for f in by_folder if any(Path(file).is_relative_to(f) for file in files if file)]
+    todo = []
+    for what, file in files.items():
+        own = [folder for folder in by_folder if file.is_relative_to(folder)]
+        if not own:
+            raise ConfigError(f"{what}: {file} lies in no stage's folder; begin it with {{STAGE}}/")
+        todo += own
     found: set[Path] = set()
     while todo:
         folder = todo.pop()

@@ -4,11 +4,12 @@ import re
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from promptmeup.config import Config
 from promptmeup.study.effects import MARGIN, Expect
 from promptmeup.study.scoring import Kind
+from promptmeup.tracking.settings import refuse_folder
 
 Command = Literal[
     "synthesize",
@@ -43,6 +44,12 @@ class StageConfig(Config):
     """processes of this machine that share a pre-training"""
     seconds: float = Field(default=30.0, gt=0)
     """about how long it takes, until one of its kind has been run"""
+
+    @model_validator(mode="after")
+    def _alone(self) -> Self:
+        if self.ranks > 1 and self.command != "pretrain":
+            raise ValueError(f"{self.command} runs on one process: leave ranks out")
+        return self
 
 
 class MeasureConfig(Config):
@@ -96,6 +103,11 @@ class ChainConfig(Config):
                 f"stages cannot be called {', '.join(wrong)}: use lower-case letters, digits and _, and none of seed, "
                 "self, x"
             )
+        # they name files of a cell's folder
+        if wrong := [n for n in self.measures if n == "pretrain" or not re.fullmatch(r"[a-z][a-z0-9_-]*", n)]:
+            raise ValueError(
+                f"measures cannot be called {', '.join(wrong)}: use lower-case letters, digits, _, -; not pretrain"
+            )
         return self
 
 
@@ -134,6 +146,8 @@ class StudyTracking(Config):
 
     uri: str | None = "sqlite:///mlflow.db"
     experiment: str = Field(default="studies", min_length=1)
+
+    _uri = field_validator("uri")(refuse_folder)
 
 
 class StudyConfig(Config):
@@ -178,8 +192,9 @@ class StudyConfig(Config):
         called = {self.baseline, *(arm for claim in self.claims for arm in (claim.first, claim.second))}
         if unknown := sorted(called - known):
             raise ValueError(f"baseline or claims name arms that are not there: {', '.join(unknown)}")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("a seed is named twice")
+        for what, values in (("seed", self.seeds), ("measure", self.measures)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"a {what} is named twice")
         return self
 
     def all_arms(self) -> list[tuple[str, Change, str | None, float | None]]:

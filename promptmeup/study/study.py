@@ -5,8 +5,11 @@ import shlex
 import sys
 from pathlib import Path
 
+import torch
+
 from promptmeup.errors import StudyError
-from promptmeup.study.collect import collect, is_finished, write_question
+from promptmeup.study.collect import alone, collect, is_finished, write_question
+from promptmeup.study.commands import function
 from promptmeup.study.effects import resolvable
 from promptmeup.study.findings import find
 from promptmeup.study.mlflow_cells import log_cells
@@ -18,6 +21,7 @@ from promptmeup.study.settings import StudyConfig
 from promptmeup.study.workers import run_all, seconds_of
 from promptmeup.tracking.console import duration
 from promptmeup.tracking.mlflow_run import insist_on_mlflow
+from promptmeup.training.signals import SAVED_EXIT_CODE
 
 SHOWN_LINES = 12
 """of a failed stage's log"""
@@ -35,22 +39,19 @@ def study(config: StudyConfig) -> None:
     plan = make_plan(config)
     write_question(plan, command_line())
     print(describe(plan), flush=True)
-    code = 0
-    if not config.report_only:
-        code = _run(plan)
-    collect(plan)
-    log_cells(plan)
-    write_report(config.out)
-    found = read_study(config.out)
-    print(describe_status(find(found, read_scores(config.out, found))))
+    code = 0 if config.report_only else _run(plan)
+    with alone(config.out):
+        collect(plan)
+        log_cells(plan)
+        write_report(config.out)
+        found = read_study(config.out)
+        print(describe_status(find(found, read_scores(config.out, found))))
     print(f"report: {config.out / 'report.html'} and {config.out / 'report.md'}", flush=True)
-    if code in (85, 86):
-        sys.exit(85)
-    failed = [
-        stage for stage in plan.stages if stage.beside("failed.json").exists() and not stage.done.exists()
-    ]
-    if failed and not config.report_only:
-        raise StudyError("\n".join(_failure(stage, plan) for stage in failed))
+    if code == SAVED_EXIT_CODE:
+        print("stopped; the same command goes on", flush=True)
+        sys.exit(code)
+    if code:
+        raise StudyError(_failures(plan))
 
 
 def command_line() -> str:
@@ -108,7 +109,7 @@ def _visible_gpus() -> list[str]:
     """Return the numbers of the GPUs, without a library that would touch them before the stages' processes."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
-        return [number for number in given.split(",") if number]
+        return [number for number in given.split(",") if number not in ("", "-1", "NoDevFiles")]
     return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
 
 
@@ -121,31 +122,43 @@ def _shares(processes: int) -> list[str | None]:
 
 
 def _run(plan: Plan) -> int:
-    config = plan.config
-    processes = processes_of(config)
-    if processes > 1 and "OMP_NUM_THREADS" not in os.environ:
-        # before torch counts the cores: workers that each take all of them wait for each other
-        import torch
-
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
-    stages = plan.stages
-    count = len(stages)
-    if any(not stage.done.exists() for stage in stages):
+    todo = [stage for stage in plan.stages if not stage.done.exists()]
+    if not todo:
+        return 0
+    processes = processes_of(plan.config)
+    shares = _shares(processes)
+    if shares[0] is None:
+        for stage in todo:
+            function(stage.command)  # imports for all of them
         preload()
+        if processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+            # processes that each take all cores wait for each other
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
 
-    def done(stage: Stage) -> None:
-        collect(plan)
-        finished = sum(other.done.exists() for other in stages)
-        cells = [f"{cell.arm}, seed {cell.seed}" for cell in plan.cells if stage in cell.stages.values()]
-        of = cells[0] + (f" and {len(cells) - 1} more" if len(cells) > 1 else "")
-        print(f"[{finished}/{count}] {stage.name}: {of}", flush=True)
+    def done() -> None:
+        with alone(plan.config.out):
+            collect(plan)
 
-    return run_all(stages, processes=processes, done=done, gpus=_shares(processes))
+    return run_all(plan.stages, title=lambda stage: _title(stage, plan), done=done, gpus=shares)
 
 
-def _failure(stage: Stage, plan: Plan) -> str:
-    log = stage.beside("log")
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+def _title(stage: Stage, plan: Plan) -> str:
+    """Return the cells that a stage is part of."""
     cells = [f"{cell.arm}, seed {cell.seed}" for cell in plan.cells if stage in cell.stages.values()]
-    shown = "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
-    return f"{stage.name} failed for {len(cells)} cells, the first {cells[0]}; {log} ends with\n{shown}"
+    return cells[0] + (f" and {len(cells) - 1} more" if len(cells) > 1 else "")
+
+
+def _failures(plan: Plan) -> str:
+    """Return what a person needs to know of the stages that are not done."""
+    undone = [stage for stage in plan.stages if not stage.done.exists()]
+    failed = [stage for stage in undone if stage.beside("failed.json").exists()]
+    parts = []
+    for stage in failed:
+        log = stage.beside("log")
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+        shown = "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
+        parts.append(f"{stage.name} failed ({_title(stage, plan)}); {log} ends with\n{shown}")
+    if waiting := len(undone) - len(failed):
+        why = "need what failed" if failed else "were not run, since a worker ended before its time"
+        parts.append(f"{waiting} further stages {why}")
+    return "\n".join([*parts, "the same command tries them again"])

@@ -1,6 +1,7 @@
-"""Workers that look for stages to run until none is left; each stage runs in a process forked from its worker.
+"""Workers that look for stages to run until none is left; each stage runs in a process of its own.
 
-The worker has all libraries imported, which costs a stage's process nothing; it never touches a GPU or a thread itself.
+Without GPUs that process is forked from its worker, which has the libraries imported, so that they cost it nothing.
+With GPUs it starts afresh, some ten seconds: DeepSpeed asks CUDA for its devices when imported, and no fork can use it.
 """
 
 import json
@@ -8,120 +9,186 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
-from promptmeup.study.job import BUSY, run_stage
+from promptmeup.shard_format import write_json
+from promptmeup.study.job import BUSY, STOPPED, is_busy, run_stage
 from promptmeup.study.plan import Stage
+from promptmeup.tracking.console import duration
 from promptmeup.tracking.signal_watch import STOP_SIGNALS
+from promptmeup.training.signals import SAVED_EXIT_CODE
 
 _PAUSE = 1.0
 """seconds between two looks for work that waits for others"""
-STOPPED = (85, 86)
 
 
 class Worker:
-    """Runs stages whose needs are done, in their order; what failed here is not tried again by this worker."""
+    """Runs stages whose needs are done, in their order; what failed since it was made is not tried again."""
 
     def __init__(
-        self, stages: Sequence[Stage], *, done: Callable[[Stage], None], gpus: str | None = None
+        self,
+        stages: Sequence[Stage],
+        *,
+        title: Callable[[Stage], str],
+        done: Callable[[], None],
+        gpus: str | None = None,
     ) -> None:
-        self._stages, self._done, self._gpus = {s.folder: s for s in stages}, done, gpus
-        self._began = time.time()
+        self._stages, self._title, self._done, self._gpus = tuple(stages), title, done, gpus
+        self._earlier = {stage.folder: _failure(stage) for stage in stages}
+        self._context = multiprocessing.get_context("fork" if gpus is None else "spawn")
         self._child: BaseProcess | None = None
-        self._told: int | None = None
+        self._is_told = False
 
-    def run(self) -> int:
-        """Return 0 when all that can be done is, 1 if something failed, 85 after a signal."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._pass_on)
-        while self._told is None:
-            waiting, could = False, False
-            for stage in self._stages.values():
-                if stage.done.exists() or self.failed(stage):
-                    continue
-                if not all(need.done.exists() for need in self._needs(stage)):
-                    waiting = waiting or not any(self.failed(need) for need in self._needs(stage))
-                    continue
-                code = self._fork(stage)
-                if code == BUSY:
-                    waiting = True
-                    continue
-                if code == 0:
-                    self._done(stage)
-                could = True
-                break  # from the first one again: its order is that of what matters
-            if not could and not waiting:
-                return int(any(not stage.done.exists() for stage in self._stages.values()))
-            if not could:
-                time.sleep(_PAUSE)
-        return STOPPED[0]
+    def run(self, *, parent: int | None = None) -> int:
+        """Return 0 when all is done, 1 when the rest cannot be, 85 after a signal.
 
-    def failed(self, stage: Stage) -> bool:
-        """Return whether the stage, or one that it needs, failed since this worker began."""
+        Args:
+            parent: the process without which the worker does not go on.
+        """
+        with _handled(self._stop):
+            while not self._is_told and parent in (None, os.getppid()):
+                ready = self._ready()
+                if not ready:
+                    break
+                # after each from the first one again: their order is that of what matters
+                if all(self._run(stage) == BUSY for stage in ready):
+                    time.sleep(_PAUSE)
+        if all(stage.done.exists() for stage in self._stages):
+            return 0
+        return SAVED_EXIT_CODE if self._is_told else 1
+
+    def _ready(self) -> list[Stage]:
+        """Return the stages that can be run, or that others run; where there are none, nothing can be done."""
+        done: set[Path] = set()
+        failed: set[Path] = set()
+        ready = []
+        for stage in self._stages:  # each after those that it needs
+            if stage.done.exists():
+                done.add(stage.folder)
+            elif _failure(stage) != self._earlier[stage.folder] or failed.intersection(stage.needs):
+                failed.add(stage.folder)
+            elif done.issuperset(stage.needs):
+                ready.append(stage)
+        return ready
+
+    def _run(self, stage: Stage) -> int:
+        """Run a stage and say what came of it; a stop signal that comes before its process does finds it."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            if stage.beside("failed.json").stat().st_mtime >= self._began:
-                return True
-        except OSError:
-            pass
-        return any(self.failed(need) for need in self._needs(stage))
-
-    def _needs(self, stage: Stage) -> list[Stage]:
-        return [self._stages[folder] for folder in stage.needs if folder in self._stages]
-
-    def _fork(self, stage: Stage) -> int:
-        self._child = multiprocessing.get_context("fork").Process(target=self._in_child, args=(stage,))
-        self._child.start()
-        self._child.join()
-        code = self._child.exitcode
-        self._child = None
+            if self._is_told or is_busy(stage):
+                return BUSY
+            self._child = self._context.Process(  # type: ignore[attr-defined]
+                target=_in_child, args=(stage, self._title(stage), self._gpus)
+            )
+            began = time.time()
+            self._child.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        _wait(self._child)
+        child, self._child = self._child, None
+        child.join()
+        code = child.exitcode
         assert code is not None
-        if code < 0 and self._told is None:  # killed, for want of memory say: not again in this call
-            stage.beside("failed.json").write_text(f'{{"signal": {-code}}}\n')
+        if code == BUSY:
+            return code
+        if code == 0:
+            self._done()
+            ended = f"done in {duration(time.time() - began)}"
+        elif code in STOPPED or -code in STOP_SIGNALS:
+            self._is_told = True  # by whoever told the stage
+            ended = "stopped"
+        else:
+            if code < 0 or _failure(stage) == self._earlier[stage.folder]:  # it could not say so itself
+                write_json(stage.beside("failed.json"), {"stage": stage.name, "exit_code": code})
+            ended = f"FAILED with {code}; see {stage.beside('log')}"
+        finished = sum(other.done.exists() for other in self._stages)
+        print(
+            f"[{finished}/{len(self._stages)}] {stage.name} {ended}: {self._title(stage)}",
+            flush=True,
+        )
         return code
 
-    def _in_child(self, stage: Stage) -> None:
-        os._exit(run_stage(stage, gpus=self._gpus))
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self._told = number
-        if self._child is not None and self._child.pid is not None and self._child.is_alive():
-            os.kill(self._child.pid, number)
+    def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self._is_told = True
+        if self._child is not None:
+            _tell([self._child])
 
 
 def run_all(
-    stages: Sequence[Stage], *, processes: int, done: Callable[[Stage], None], gpus: Sequence[str | None]
+    stages: Sequence[Stage],
+    *,
+    title: Callable[[Stage], str],
+    done: Callable[[], None],
+    gpus: Sequence[str | None],
 ) -> int:
-    """Run all stages in so many workers; return the largest of their codes (see `Worker.run`)."""
-    if processes == 1:
-        return Worker(stages, done=done, gpus=gpus[0]).run()
+    """Run all stages in a worker for each of `gpus`; return 0, 1 or 85 (see `Worker.run`)."""
+    workers = [Worker(stages, title=title, done=done, gpus=share) for share in gpus]
+    if len(workers) == 1:
+        return workers[0].run()
+    context, parent = multiprocessing.get_context("fork"), os.getpid()
 
-    def work(number: int) -> None:
-        os._exit(Worker(stages, done=done, gpus=gpus[number % len(gpus)]).run())
+    def work(worker: Worker) -> None:
+        os._exit(worker.run(parent=parent))
 
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=work, args=(number,)) for number in range(processes)]
-    for worker in workers:
-        worker.start()
+    processes = [context.Process(target=work, args=(worker,)) for worker in workers]
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    for process in processes:
+        process.start()
+    with _handled(lambda _number, _frame: _tell(processes)):
+        for process in processes:
+            _wait(process)
+    for process in processes:
+        process.join()
+    codes = [process.exitcode for process in processes]
+    return SAVED_EXIT_CODE if SAVED_EXIT_CODE in codes else int(any(codes))
 
-    def pass_on(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        for worker in workers:
-            if worker.pid is not None and worker.is_alive():
-                os.kill(worker.pid, number)
 
-    for number in STOP_SIGNALS:
-        signal.signal(number, pass_on)
-    for worker in workers:
-        worker.join()
-    return max(abs(worker.exitcode or 0) for worker in workers)
+def _in_child(stage: Stage, title: str, gpus: str | None) -> None:
+    os._exit(run_stage(stage, title=title, gpus=gpus))
+
+
+def _tell(processes: Sequence[BaseProcess]) -> None:
+    """Send SIGTERM, whatever came: Ctrl-C reaches all of them by itself, and a second SIGINT is an impatient user's."""
+    for process in processes:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+
+
+def _wait(process: BaseProcess) -> None:
+    """Return when a process has ended, without taking its exit code: until then `_tell` can name it by its number."""
+    assert process.pid is not None
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle stop signals, which may be blocked, and afterwards as before."""
+    before = [signal.signal(number, handler) for number in STOP_SIGNALS]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        for number, earlier in zip(STOP_SIGNALS, before, strict=True):
+            signal.signal(number, earlier)
+
+
+def _failure(stage: Stage) -> tuple[int, int] | None:
+    """Return what tells a failure from an earlier one; clocks of several machines do not."""
+    try:
+        found = stage.beside("failed.json").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def seconds_of(stages: Sequence[Stage], *, store: Path) -> dict[Path, float]:
     """Return how long each stage takes: as the median of its name and command in the store, else as its chain says."""
     known: dict[tuple[str, str], list[float]] = {}
-    for path in store.glob("*.done.json") if store.exists() else ():
+    for path in store.glob("*.done.json"):
         found = json.loads(path.read_text(encoding="utf-8"))
         known.setdefault((found["command"], found["stage"]), []).append(float(found["seconds"]))
     answer = {}

@@ -159,7 +159,8 @@ def open_run(
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
-    client, experiment = _connect(config)
+    assert config.uri is not None
+    client, experiment = connect(config.uri, config.experiment)
     run = _existing_run(client, folder, experiment)
     if run is None:
         run, backlog = _create_run(client, folder, experiment, config), None
@@ -210,23 +211,22 @@ def _create_run(client: Any, folder: Path, experiment: str, config: TrackingConf
     )
 
 
-def _connect(config: TrackingConfig) -> tuple[Any, str]:
-    """Return MLflow's client and the experiment's id, both made where they do not exist yet."""
+def connect(uri: str, name: str) -> tuple[Any, str]:
+    """Return MLflow's client and the id of the experiment `name`, both made where they do not exist yet."""
     from mlflow import MlflowClient
 
-    assert config.uri is not None
-    file = sqlite_file(config.uri)
+    file = sqlite_file(uri)
     with _first_use_lock(file):
-        client = MlflowClient(tracking_uri=absolute_store(config.uri))
-        experiment = client.get_experiment_by_name(config.experiment)
+        client = MlflowClient(tracking_uri=absolute_store(uri))
+        experiment = client.get_experiment_by_name(name)
         if experiment is not None:
             return client, experiment.experiment_id
         # beside the database and not in whatever folder the process happens to run in
         place = (file.parent / "mlruns").as_uri() if file else None
         try:
-            return client, client.create_experiment(config.experiment, artifact_location=place)
+            return client, client.create_experiment(name, artifact_location=place)
         except Exception:
-            experiment = client.get_experiment_by_name(config.experiment)
+            experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
             return client, experiment.experiment_id  # another run made it in between

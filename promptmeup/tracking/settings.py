@@ -12,6 +12,20 @@ from promptmeup.config import Config
 from promptmeup.tracking.provenance import redact
 
 
+def refuse_folder(uri: str | None) -> str | None:
+    """Return the address of a store as it is.
+
+    Raises:
+        ValueError: it is a folder.
+    """
+    if uri is not None and "://" not in uri and not uri.startswith("databricks"):
+        raise ValueError(
+            "MLflow writes no plain folders any more; use sqlite:///mlflow.db, the address of a "
+            "server such as http://host:5000, or null to switch MLflow off"
+        )
+    return uri
+
+
 class TrackingConfig(Config):
     """Where metrics go besides the journal, and how often.
 
@@ -36,15 +50,7 @@ class TrackingConfig(Config):
     system_seconds: float = Field(default=10.0, ge=0)
     """seconds between two samples of each node's CPUs, memory, disk, network and GPUs; 0: none"""
 
-    @field_validator("uri")
-    @classmethod
-    def _not_a_folder(cls, uri: str | None) -> str | None:
-        if uri is not None and "://" not in uri and not uri.startswith("databricks"):
-            raise ValueError(
-                "MLflow writes no plain folders any more; use sqlite:///mlflow.db, the address of a "
-                "server such as http://host:5000, or null to switch MLflow off"
-            )
-        return uri
+    _uri = field_validator("uri")(refuse_folder)
 
 
 @dataclass(frozen=True)

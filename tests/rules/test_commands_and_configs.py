@@ -3,6 +3,7 @@
 import ast
 import runpy
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from promptmeup.config import Config, load
 from promptmeup.corpora.synthetic import SyntheticConfig
 from promptmeup.extraction.seed_run import FinetuneConfig
 from promptmeup.packing.settings import PackConfig
+from promptmeup.study.plan import make_plan
+from promptmeup.study.settings import ChainConfig, StudyConfig
 from promptmeup.training.label import LabelRunConfig
 from promptmeup.training.settings import PretrainConfig
 
@@ -33,8 +36,16 @@ SCHEMAS: dict[str, type[Config]] = {
     "configs/pretrain": PretrainConfig,
     "configs/label": LabelRunConfig,
     "configs/finetune": FinetuneConfig,
+    "configs/study": StudyConfig,
 }
+CHAINS = "configs/study/chain_*.yaml"
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
+
+
+def schema_of(path: str) -> type[Config]:
+    if fnmatch(path, CHAINS):
+        return ChainConfig
+    return SCHEMAS.get(path) or SCHEMAS[str(Path(path).parent)]
 
 
 def run(command: str, *arguments: str) -> int:
@@ -96,8 +107,17 @@ def test_launch_files_only_connect(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS)
 def test_config_loads(path: str) -> None:
-    schema = SCHEMAS.get(path) or SCHEMAS[str(Path(path).parent)]
-    load(schema, ROOT / path)
+    load(schema_of(path), ROOT / path)
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if schema_of(path) is StudyConfig])
+def test_study_is_planned(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its chain, the names in it and its claims resolve, where there is no data at all."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan(load(StudyConfig, ROOT / path))
+    assert plan.cells
+    assert [entry.name for entry in tmp_path.iterdir()] == ["configs"]
 
 
 @pytest.mark.parametrize(

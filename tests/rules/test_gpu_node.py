@@ -23,6 +23,11 @@ EXEMPT = {
     "promptmeup.extraction.dry_run": "accelerate",
     "promptmeup.extraction.finetune": "accelerate",
     "promptmeup.extraction.seed_run": "accelerate",
+    # and studies fine-tune
+    **{
+        f"promptmeup.study.{name}": "accelerate"
+        for name in ("collect", "commands", "job", "mlflow_cells", "plan", "study", "workers")
+    },
 }
 """modules that need a library which such a node lacks, and the library"""
 REAL_SHARDS = {"orjson"}

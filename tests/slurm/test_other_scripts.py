@@ -1,4 +1,4 @@
-"""`sbatch slurm/label.sh` and `slurm/finetune.sh`: the shorter jobs, on a real Slurm."""
+"""`sbatch slurm/label.sh`, `slurm/finetune.sh` and `slurm/study.sh`: the shorter jobs, on a real Slurm."""
 
 import json
 import shutil
@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from promptmeup.study.plan import make_plan
 from promptmeup.training.inputs import choose_labels
 from tests.integration.conftest import tiny_config, train_on_rank
-from tests.slurm.conftest import Cluster
+from tests.integration.test_study import with_worlds
+from tests.slurm.conftest import Cluster, until
 from tests.support.ranks import run_ranks
+from tests.support.study_chain import configured, runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -62,3 +65,41 @@ def test_finetune(cluster: Cluster, news_world: Path, tmp_path: Path) -> None:
     assert cluster.wait(job) == "COMPLETED", log.read_text()
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["train_sentences"] == 8 and "test" in result["splits"]
+
+
+STUDY = ("--array=0-1", "--ntasks=1", "--cpus-per-task=1", "--time=30", "--spread-job")
+
+
+def test_study(cluster: Cluster, tmp_path: Path) -> None:
+    """Two tasks share the stages, run each once, and both end when the study is whole."""
+    config = configured(tmp_path, "seeds=[1, 2, 3]", chain_of=with_worlds(tmp_path))
+    log = tmp_path / "job-%a.out"
+    job = cluster.sbatch(*STUDY, "slurm/study.sh", str(tmp_path / "study.yaml"), "seeds=[1, 2, 3]", log=log)
+    logs = [tmp_path / f"job-{task}.out" for task in (0, 1)]
+    for task, own in enumerate(logs):
+        assert cluster.wait(f"{job}_{task}") == "COMPLETED", own.read_text()
+    plan = make_plan(config)
+    assert [runs(stage) for stage in plan.stages] == [1] * len(plan.stages)
+    assert "6 of 6 cells are finished" in (config.out / "report.md").read_text()
+    assert sum(own.read_text().count(" begins: ") for own in logs) == len(plan.stages)
+
+
+def test_study_is_queued_again_after_usr2_and_not_after_a_failure(cluster: Cluster, tmp_path: Path) -> None:
+    slow = with_worlds(tmp_path)
+    slow["stages"]["world"]["set"].append("num_train_images=3000")
+    config = configured(tmp_path, "seeds=[1]", chain_of=slow)
+    log = tmp_path / "job.out"
+    options = ("--array=0-0", *STUDY[1:])
+    job = cluster.sbatch(*options, "slurm/study.sh", str(tmp_path / "study.yaml"), "seeds=[1]", log=log)
+    until(lambda: log.exists() and "world begins" in log.read_text(), seconds=120, log=log)
+    cluster.tool("scancel", "--signal=USR2", f"{job}_0")
+    until(lambda: "back to the queue" in log.read_text(), seconds=60, log=log)
+    assert "stopped; the same command goes on" in log.read_text()
+    assert cluster.wait(f"{job}_0") == "COMPLETED", log.read_text()
+    assert "2 of 2 cells are finished" in (config.out / "report.md").read_text()
+
+    failing = ("seeds=[1]", "change={jitter: [source=no/such/file]}")
+    log = tmp_path / "failing.out"
+    job = cluster.sbatch(*options, "slurm/study.sh", str(tmp_path / "study.yaml"), *failing, log=log)
+    assert cluster.wait(f"{job}_0") == "FAILED", log.read_text()
+    assert "not queued again: exit code 1" in log.read_text() and "no/such/file" in log.read_text()

@@ -24,7 +24,7 @@ from promptmeup.corpora.synthetic_extraction import ExtractionSizes
 from promptmeup.corpora.synthetic_world import create_world
 from promptmeup.errors import ConfigError, CorpusError
 from promptmeup.records import Reject, Sample
-from promptmeup.shard_format import image_key
+from promptmeup.shard_format import image_key, temporary_path
 
 ROOT = Path(__file__).parents[3]
 ORIGIN = Path("visual_news/origin")
@@ -149,6 +149,14 @@ def test_another_folder_is_never_written_into(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(CorpusError, match="not empty"):
         generate(SyntheticConfig(out=tmp_path / "thesis.txt"))
+
+
+def test_killed_while_the_marker_was_written(tmp_path: Path) -> None:
+    config = SyntheticConfig(out=tmp_path / "world", num_train_images=2, num_val_images=2)
+    config.out.mkdir()
+    temporary_path(config.out / MARKER).write_text("half")
+    generate(config)
+    assert (config.out / MARKER).exists()
 
 
 def test_another_world_is_never_overwritten(world: SyntheticConfig) -> None:

@@ -59,6 +59,16 @@ def test_a_share_of_the_rows_change_places(
         assert sum(a != b for a, b in zip(old, new, strict=True)) == (expected if expected > 1 else 0)
 
 
+def test_killed_before_the_old_set_was_removed(packed: Path, tmp_path: Path) -> None:
+    split, config = linked(packed, tmp_path), LabelErrorsConfig(split=tmp_path / "train", rate=0.5)
+    shuffle_labels(config)
+    expected = content(split)
+    (old,) = sf.finished_labels(packed)
+    shutil.copytree(old, split / "labels" / old.name)
+    shuffle_labels(config)
+    assert content(split) == expected
+
+
 def test_the_new_set_is_the_only_one_and_sound(packed: Path, tmp_path: Path) -> None:
     split = linked(packed, tmp_path)
     shuffle_labels(LabelErrorsConfig(split=split, rate=0.5, seed=3))

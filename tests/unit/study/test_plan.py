@@ -1,0 +1,215 @@
+"""Cells, stages and the names of their folders; every mistake in a chain is one message that names the arm."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptmeup.corpora.synthetic import SyntheticConfig
+from promptmeup.errors import ConfigError
+from promptmeup.study.plan import Cell, Plan, make_plan
+from promptmeup.study.settings import StudyConfig
+from promptmeup.study.study import plan_study
+from tests.support.study_chain import chain, configured
+
+
+def planned(folder: Path, *overrides: str, chain_of: dict[str, Any] | None = None) -> Plan:
+    return make_plan(configured(folder, *overrides, chain_of=chain_of))
+
+
+def folders(plan: Plan) -> list[str]:
+    return [stage.folder.name for stage in plan.stages]
+
+
+def cell(plan: Plan, arm: str, seed: int = 1) -> Cell:
+    (found,) = [cell for cell in plan.cells if (cell.arm, cell.seed) == (arm, seed)]
+    return found
+
+
+def test_cells_share_what_is_the_same(tmp_path: Path) -> None:
+    plan = planned(tmp_path)
+    assert [(cell.arm, cell.seed) for cell in plan.cells] == [
+        ("half", 1),
+        ("half", 2),
+        ("all boxes", 1),
+        ("all boxes", 2),
+    ]
+    one, other = cell(plan, "half").stages, cell(plan, "all boxes").stages
+    assert one["boxes"] == other["boxes"]
+    assert one["jitter"].folder != other["jitter"].folder
+    assert one["names"].folder != other["names"].folder, "it needs jitter"
+    assert len(plan.stages) == 2 * (1 + 2 * 2)
+    order = [stage.folder for stage in plan.stages]
+    assert all(order.index(need) < order.index(s.folder) for s in plan.stages for need in s.needs)
+    assert one["names"].needs == (one["jitter"].folder,)
+    seeds = [stage.config.model_dump()["seed"] for stage in plan.stages]
+    assert seeds == sorted(seeds), "whole cells finish early"
+
+
+def test_a_folder_is_named_by_neither_the_stores_place_nor_the_stages_name(tmp_path: Path) -> None:
+    before = planned(tmp_path)
+    assert folders(planned(tmp_path, f"store={tmp_path}/elsewhere", "out=other")) == folders(before)
+    renamed = chain(tmp_path / "inputs")
+    stages = renamed["stages"]
+    renamed["stages"] = {"first": stages["boxes"], "jitter": stages["jitter"], "names": stages["names"]}
+    stages["jitter"]["set"][0] = "source={first}/boxes.jsonl"
+    assert folders(planned(tmp_path, chain_of=renamed)) == folders(before)
+
+
+def test_settings_that_mean_the_same_are_one_folder(tmp_path: Path) -> None:
+    """What counts is the whole configuration, not how it was typed."""
+    changed = chain(tmp_path / "inputs")
+    changed["stages"]["jitter"]["set"] += ["how=jittered", "rate=0.50"]
+    assert folders(planned(tmp_path, chain_of=changed)) == folders(planned(tmp_path))
+    changed["stages"]["boxes"]["seconds"] = 5
+    assert folders(planned(tmp_path, chain_of=changed)) == folders(planned(tmp_path))
+
+
+def test_an_arm_changes_only_what_comes_after(tmp_path: Path) -> None:
+    plan = planned(tmp_path, 'arms=[{name: half}, {name: other, change: {names: ["rate=0.3"]}}]')
+    one, other = cell(plan, "half").stages, cell(plan, "other").stages
+    assert [name for name in one if one[name] != other[name]] == ["names"]
+
+
+def test_what_no_measure_needs_is_not_run(tmp_path: Path) -> None:
+    """An arm that starts elsewhere leaves out what the others start from."""
+    start = chain(tmp_path / "inputs")
+    start["stages"]["names"]["set"].append("source={boxes}/entities.tsv")
+    start["journal"] = "{jitter}/journal.jsonl"
+    del start["stages"]["names"]["link"]["boxes"]
+    change = '{name: half, change: {names: ["source={jitter}/entities.tsv"]}}'
+    plan = planned(tmp_path, f"arms=[{change}, {{name: short}}]", chain_of=start)
+    assert list(cell(plan, "half").stages) == ["boxes", "jitter", "names"]
+    assert list(cell(plan, "short").stages) == ["boxes", "names"]
+    assert cell(plan, "half").journal is not None
+    assert cell(plan, "short").journal is None
+
+
+def test_braces_of_yaml_stay(tmp_path: Path) -> None:
+    world = chain(tmp_path / "inputs")
+    sizes = "extraction={num_train: 4, num_val: 2, num_test: 6}"
+    world["stages"]["world"] = {"command": "synthesize", "set": ["out={self}", sizes, "seed={seed}"]}
+    world["measures"]["entities"] = {"kind": "entities", "file": "{world}/x.jsonl"}
+    config = cell(planned(tmp_path, chain_of=world), "half").stages["world"].config
+    assert isinstance(config, SyntheticConfig)
+    assert (config.extraction.num_train, config.extraction.num_test, config.seed) == (4, 6, 1)
+
+
+def test_curves(tmp_path: Path) -> None:
+    curve = 'curves=[{name: boxes, values: [0.25, 1], change: {jitter: ["rate={x}"]}}]'
+    plan = planned(tmp_path, curve, "arms=[{name: half}]")
+    assert [(c.arm, c.slug, c.curve, c.x) for c in plan.cells if c.seed == 1] == [
+        ("half", "half", None, None),
+        ("boxes 0.25", "boxes-0-25", "boxes", 0.25),
+        ("boxes 1", "boxes-1", "boxes", 1.0),
+    ]
+    assert cell(plan, "boxes 0.25").stages["jitter"].config.model_dump()["rate"] == 0.25
+
+
+def with_change(what: dict[str, Any]) -> Any:
+    def change(value: dict[str, Any]) -> dict[str, Any]:
+        for path, new in what.items():
+            *parts, last = path.split(".")
+            place = value
+            for part in parts:
+                place = place[part]
+            place[last] = new
+        return value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("overrides", "change", "parts"),
+    [
+        (
+            ['arms=[{name: half, change: {boxen: ["a=1"]}}]'],
+            {},
+            ["arm 'half'", "no stage boxen", "boxes, jitter"],
+        ),
+        (["change={boxen: [a=1]}"], {}, ["no stage boxen"]),
+        (["measures=[retrieval, beauty]"], {}, ["no measure beauty", "it has retrieval"]),
+        (
+            ["claims=[{claim: c, first: half, second: all boxes, measure: beauty}]"],
+            {},
+            ["claims name measures that do not count: beauty"],
+        ),
+        (
+            ["claims=[{claim: c, first: half, second: none, measure: retrieval}]"],
+            {},
+            ["arms that are not there: none"],
+        ),
+        (["baseline=whole"], {}, ["not there: whole"]),
+        (["arms=[{name: half}, {name: half}]"], {}, ["arms of the same name: half"]),
+        (["arms=[{name: half}, {name: Half!}]"], {}, ["'half' and 'Half!' would share the folder half"]),
+        (["seeds=[1, 1]"], {}, ["a seed is named twice"]),
+        (["measures=[retrieval, retrieval]"], {}, ["a measure is named twice"]),
+        (["tracking.uri=mlruns"], {}, ["tracking.uri", "sqlite:///mlflow.db"]),
+        (
+            ['arms=[{name: half, change: {jitter: ["source={nmaes}/x"]}}]'],
+            {},
+            ["arm 'half': stage jitter", "{nmaes}", "no such stage before it", "seed, boxes"],
+        ),
+        (
+            ['arms=[{name: half, change: {boxes: ["source={jitter}/x"]}}]'],
+            {},
+            ["stage boxes", "no such stage before it"],
+        ),
+        (
+            ['arms=[{name: half, change: {jitter: ["rat=1"]}}]'],
+            {},
+            ["arm 'half': stage jitter", "unknown key 'rat'", "did you mean 'rate'"],
+        ),
+        (
+            ['arms=[{name: half, change: {jitter: ["rate=7"]}}]'],
+            {},
+            ["arm 'half': stage jitter", "'rate' = 7"],
+        ),
+        ([], {"stages.jitter.link": {"a": "{c}"}}, ["stage jitter", "{c}"]),
+        ([], {"stages.jitter.command": "pck"}, ["stages.jitter.command", "'pck'"]),
+        ([], {"stages.jitter.ranks": 2}, ["make_box_errors runs on one process"]),
+        (
+            [],
+            {"stages.jitter.config": "no/such.yaml"},
+            ["stage jitter", "cannot read the configuration no/such.yaml"],
+        ),
+        (
+            [],
+            {"stages.boxes.set": ["source=a", "out=b"]},
+            ["stage boxes would not write into its folder", "out={self}"],
+        ),
+        (
+            [],
+            {"measures.retrieval.file": "predictions.jsonl"},
+            ["retrieval: predictions.jsonl lies in no stage"],
+        ),
+        ([], {"measures.retrieval.file": "{c}/p.jsonl"}, ["measure retrieval", "{c}"]),
+        (
+            [],
+            {"measures.pretrain": {"kind": "retrieval", "file": "{names}/a"}},
+            ["measures cannot be called pretrain"],
+        ),
+        ([], {"stages.Seed": {"command": "pack"}}, ["stages cannot be called Seed"]),
+        ([], {"ceiling": "{c}/ceiling.json"}, ["arm 'half'", "{c}"]),
+    ],
+)
+def test_mistakes(tmp_path: Path, overrides: list[str], change: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        planned(tmp_path, *overrides, chain_of=with_change(change)(chain(tmp_path / "inputs")))
+    for part in parts:
+        assert part in str(caught.value)
+    assert str(caught.value).count("arm '") <= 1
+
+
+def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+    config: StudyConfig = configured(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    shown = plan_study(config, None)
+    assert sorted(tmp_path.rglob("*")) == before
+    for part in (
+        "2 arms x 2 seeds = 4 cells, 0 of them finished",
+        "10 stages, 10 to run: about 5:00 in 1 processes (sharing stages saves 17%)",
+        "2 seeds find a difference of",
+        "to do  jitter",
+    ):
+        assert part in shown
