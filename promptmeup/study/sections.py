@@ -61,7 +61,8 @@ def _claims(found: Findings) -> Section | None:
         "An effect is the mean over seeds of first − second on the same seed, in points, with the 95 % interval of "
         "Student's t. “Higher” is supported if all of the interval is above 0, and not supported if all of it is "
         f"below the claim's margin ({_margins(found)}): an effect of that size is excluded. “Same” is supported if "
-        "all of it is within the margin, and not supported if all of it is outside. Everything else is undecided: the data allow both.",
+        "all of it is within the margin, and not supported if all of it is outside. "
+        "Everything else is undecided: the data allow both.",
         "p: of no difference (paired t-test, two-sided) for “higher”, of a difference as large as the margin (two "
         "one-sided tests, doubled) for “same”. Holm: adjusted for all claims of this table. Verdicts are by the "
         "intervals, which are not adjusted.",
