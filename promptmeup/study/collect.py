@@ -49,7 +49,8 @@ def collect(plan: Plan) -> list[Cell]:
             "seed": cell.seed,
             "stages": {name: stage.folder.name for name, stage in cell.stages.items()},
             "files": {
-                name: str(file.relative_to(plan.config.store)) for name, file in (files | journal).items()
+                name: str(file.relative_to(plan.config.store.absolute()))
+                for name, file in (files | journal).items()
             },
         }
         if not is_finished(cell) or _is_there(folder / "cell.json", content):

@@ -81,6 +81,13 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert content(config.out) == before
 
 
+def test_relative_folders_as_in_the_shipped_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = configured(tmp_path, "out=studies/one", "store=studies/stages")
+    assert "4 of 4 cells are finished" in run(config)
+    assert (tmp_path / "studies/one/cells/half/seed-1/cell.json").exists()
+
+
 def test_another_study_shares_the_store(tmp_path: Path) -> None:
     run(configured(tmp_path))
     other = configured(tmp_path, f"out={tmp_path}/other", "seeds=[2, 3]")
