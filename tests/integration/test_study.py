@@ -83,9 +83,9 @@ def test_what_is_written(tmp_path: Path) -> None:
 
 def test_relative_folders_as_in_the_shipped_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = configured(tmp_path, "out=studies/one", "store=studies/stages")
+    config = configured(tmp_path, "out=one", "store=stages")
     assert "4 of 4 cells are finished" in run(config)
-    assert (tmp_path / "studies/one/cells/half/seed-1/cell.json").exists()
+    assert (tmp_path / "one/cells/half/seed-1/cell.json").exists()
 
 
 def test_another_study_shares_the_store(tmp_path: Path) -> None:
