@@ -53,7 +53,7 @@ def test_fine_tune_evaluate_predict(tmp_path: Path) -> None:
     data += ["data.files={train: train.jsonl, val: val.jsonl}"]
     run, bert = tmp_path / "run", save_bert(tmp_path / "bert")
     vision = "{kind: transformers, weights: random, image_size: 32, hidden: 32, layers: 1, heads: 2}"
-    settings = ["data.splits=[val]", "data.workers=0", "epochs=3", "batch=8", "optim.lr=3e-3"]
+    settings = ["data.splits=[val]", "data.workers=0", "epochs=6", "batch=8", "optim.lr=3e-3"]
     finish(
         start(
             "launch/finetune.py", *data, *settings, f"model={bert}", f"encoders.vision={vision}",
