@@ -136,9 +136,14 @@ def test_labels_of_another_corpus_are_refused(news_world: Path) -> None:
 
 
 def test_evaluate_command(news_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "numbers.json"
+    out, ranks = tmp_path / "numbers.json", tmp_path / "ranks.jsonl"
     evaluate(
-        EvaluateConfig(model=news_world / "teacher/best", split=str(news_world / "packed/val"), json_file=out)
+        EvaluateConfig(
+            model=news_world / "teacher/best",
+            split=str(news_world / "packed/val"),
+            json_file=out,
+            ranks_file=ranks,
+        )
     )
     shown = capsys.readouterr().out
     assert "21 images, 42 matched captions" in shown
@@ -146,6 +151,11 @@ def test_evaluate_command(news_world: Path, tmp_path: Path, capsys: pytest.Captu
     numbers = json.loads(out.read_text())
     assert 0 <= numbers["mean_recall"] <= 1
     assert numbers["images"] == 21
+    lines = [json.loads(line) for line in ranks.read_text().splitlines()]
+    for direction, queries in (("image_to_text", 21), ("text_to_image", 42)):
+        own = [line["rank"] for line in lines if line["direction"] == direction]
+        assert len(own) == queries
+        assert sum(rank < 5 for rank in own) / queries == pytest.approx(numbers[f"{direction}_r5"])
 
     with pytest.raises(WeightsError, match="holds no saved model"):
         evaluate(EvaluateConfig(model=tmp_path, split=str(news_world / "packed/val")))

@@ -6,7 +6,7 @@ import pytest
 
 from promptmeup.errors import WeightsError
 from promptmeup.models import weights
-from promptmeup.models.weights import find, some
+from promptmeup.models.weights import find, scaled_range, some
 from tests.unit.models.support import LITE0, MINILM
 
 
@@ -77,3 +77,9 @@ def test_hub_name_offline_is_found_in_the_local_cache(
 def test_long_lists_are_cut() -> None:
     assert some(["a", "b"]) == "a, b"
     assert some(list("abcdefg")) == "a, b, c, d and 3 more"
+
+
+def test_new_weights_are_as_wide_as_berts() -> None:
+    assert scaled_range(768) == pytest.approx(0.02)
+    # the variance of a sum over all inputs is that at a width of 768
+    assert 64 * scaled_range(64) ** 2 == pytest.approx(768 * 0.02**2)
