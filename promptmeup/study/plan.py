@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def make_plan(config: StudyConfig) -> Plan:
     if unknown := sorted({claim.measure for claim in config.claims} - set(measures)):
         raise ConfigError(f"claims name measures that do not count: {', '.join(unknown)}")
     cells = []
+    load_once = cache(_load)  # arms and seeds share most of their settings
     slugs: dict[str, str] = {}
     for name, change, curve, x in config.all_arms():
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "arm"
@@ -98,7 +100,7 @@ def make_plan(config: StudyConfig) -> Plan:
         slugs[slug] = name
         for seed in config.seeds:
             try:
-                stages = _stages(config, chain, change, seed)
+                stages = _stages(config, chain, change, seed, load_once)
                 names = {n: str(stage.folder) for n, stage in stages.items()} | {"seed": str(seed)}
                 files = {m: Path(_filled(chain.measures[m].file, names, f"measure {m}")) for m in measures}
                 ceiling, journal = (
@@ -126,7 +128,19 @@ def make_plan(config: StudyConfig) -> Plan:
     return Plan(config, chain, tuple(cells))
 
 
-def _stages(config: StudyConfig, chain: ChainConfig, change: Change, seed: int) -> dict[str, Stage]:
+_Loaded = tuple[Config, dict[str, Any]]
+"""a configuration, and itself as JSON"""
+_Load = Callable[[Command, Path | None, tuple[str, ...]], _Loaded]
+
+
+def _load(command: Command, file: Path | None, overrides: tuple[str, ...]) -> _Loaded:
+    config = load(SCHEMAS[command], file, overrides)
+    return config, config.model_dump(mode="json")
+
+
+def _stages(
+    config: StudyConfig, chain: ChainConfig, change: Change, seed: int, load_once: _Load
+) -> dict[str, Stage]:
     """Return the stages of one cell, by name."""
     unknown = sorted({*change, *config.change} - chain.stages.keys())
     if unknown:
@@ -140,10 +154,11 @@ def _stages(config: StudyConfig, chain: ChainConfig, change: Change, seed: int) 
         stage = chain.whole(name)
         assert stage.command is not None  # the chain has checked it
         changes = (*config.change.get(name, ()), *change.get(name, ()))
+        _, marked = _config(stage, name, changes, marks | {"self": "<self>"}, load_once)
         identity = fingerprint(
             {
                 "command": stage.command,
-                "config": _config(stage, name, changes, marks | {"self": "<self>"}).model_dump(mode="json"),
+                "config": marked,
                 "link": {n: _filled(text, marks, f"stage {name}") for n, text in stage.link.items()},
                 "ranks": stage.ranks,
             }
@@ -153,8 +168,8 @@ def _stages(config: StudyConfig, chain: ChainConfig, change: Change, seed: int) 
         marks[name] = f"<{folder.name}>"
         places = {n: str(other.folder) for n, other in stages.items()}
         places |= {"seed": str(seed), "self": str(folder)}
-        resolved = _config(stage, name, changes, places)
-        text = json.dumps(resolved.model_dump(mode="json"))
+        resolved, dumped = _config(stage, name, changes, places, load_once)
+        text = json.dumps(dumped)
         if folder.name not in text:
             raise ConfigError(
                 f"stage {name} would not write into its folder: give it a setting of {{self}}, such as out={{self}}"
@@ -174,11 +189,13 @@ def _stages(config: StudyConfig, chain: ChainConfig, change: Change, seed: int) 
     return stages
 
 
-def _config(stage: StageConfig, name: str, changes: tuple[str, ...], names: Mapping[str, str]) -> Config:
+def _config(
+    stage: StageConfig, name: str, changes: tuple[str, ...], names: Mapping[str, str], load_once: _Load
+) -> _Loaded:
     assert stage.command is not None
-    overrides = [_filled(text, names, f"stage {name}") for text in (*stage.set, *changes)]
+    overrides = tuple(_filled(text, names, f"stage {name}") for text in (*stage.set, *changes))
     try:
-        return load(SCHEMAS[stage.command], stage.config, overrides)
+        return load_once(stage.command, stage.config, overrides)
     except ConfigError as error:
         raise ConfigError(f"stage {name}: {error}") from error
 

@@ -9,7 +9,6 @@ import base64
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -22,8 +21,8 @@ from promptmeup.study.results import read_scores, read_study
 from promptmeup.study.sections import Plot, Section, sections
 
 
-def write_report(folder: Path) -> dict[str, Any]:
-    """Write the report of the study in `folder` into it, and return the numbers.
+def write_report(folder: Path) -> Findings:
+    """Write the report of the study in `folder` into it, and return what it found.
 
     Raises:
         CorpusError: predictions are malformed.
@@ -43,9 +42,8 @@ def write_report(folder: Path) -> dict[str, Any]:
         write_atomically(folder / "plots" / name, svg.encode())
     write_atomically(folder / "report.md", as_markdown(study, status, parts).encode())
     write_atomically(folder / "report.html", _page(found, status, parts).encode())
-    value = numbers(found)
-    write_json(folder / "scores.json", value)
-    return value
+    write_json(folder / "scores.json", numbers(found))
+    return found
 
 
 def describe_status(found: Findings) -> str:

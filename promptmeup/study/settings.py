@@ -45,12 +45,6 @@ class StageConfig(Config):
     seconds: float = Field(default=30.0, gt=0)
     """about how long it takes, until one of its kind has been run"""
 
-    @model_validator(mode="after")
-    def _alone(self) -> Self:
-        if self.ranks > 1 and self.command != "pretrain":
-            raise ValueError(f"{self.command} runs on one process: leave ranks out")
-        return self
-
 
 class MeasureConfig(Config):
     """What of a cell is scored."""
@@ -93,8 +87,11 @@ class ChainConfig(Config):
         for position, (name, stage) in enumerate(self.stages.items()):
             if stage.like is not None and stage.like not in names[:position]:
                 raise ValueError(f"stage {name} is like {stage.like}, which is no stage before it")
-            if self.whole(name).command is None:
+            command = self.whole(name).command
+            if command is None:
                 raise ValueError(f"stage {name} has no command: give command, or like")
+            if stage.ranks > 1 and command != "pretrain":
+                raise ValueError(f"stage {name}: {command} runs on one process: leave ranks out")
         wrong = [
             n for n in self.stages if n in ("seed", "self", "x") or not re.fullmatch(r"[a-z][a-z0-9_]*", n)
         ]

@@ -11,12 +11,10 @@ from promptmeup.errors import StudyError
 from promptmeup.study.collect import alone, collect, is_finished, write_question
 from promptmeup.study.commands import function
 from promptmeup.study.effects import resolvable
-from promptmeup.study.findings import find
 from promptmeup.study.mlflow_cells import log_cells
 from promptmeup.study.plan import Plan, Stage, make_plan
 from promptmeup.study.preload import preload
 from promptmeup.study.report import describe_status, write_report
-from promptmeup.study.results import read_scores, read_study
 from promptmeup.study.settings import StudyConfig
 from promptmeup.study.workers import run_all, seconds_of
 from promptmeup.tracking.console import duration
@@ -43,9 +41,7 @@ def study(config: StudyConfig) -> None:
     with alone(config.out):
         collect(plan)
         log_cells(plan)
-        write_report(config.out)
-        found = read_study(config.out)
-        print(describe_status(find(found, read_scores(config.out, found))))
+        print(describe_status(write_report(config.out)))
     print(f"report: {config.out / 'report.html'} and {config.out / 'report.md'}", flush=True)
     if code == SAVED_EXIT_CODE:
         print("stopped; the same command goes on", flush=True)

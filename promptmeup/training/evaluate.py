@@ -77,7 +77,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.ranks_file is not None:
         lines = [
             json.dumps({"direction": direction, "rank": rank}) + "\n"
-            for direction, rank_Q in encoded.ranks().items()
+            for direction, rank_Q in encoded.ranks.items()
             for rank in rank_Q.tolist()
         ]
         config.ranks_file.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -47,6 +48,7 @@ class Encoded:
     image_ids_N: Tensor
     caption_ids_M: Tensor
 
+    @cached_property
     def ranks(self) -> dict[str, Tensor]:
         """Return the ranks of the matches of each direction's queries."""
         return match_ranks(
@@ -56,7 +58,7 @@ class Encoded:
 
 def measure(encoded: Encoded) -> dict[str, float]:
     """Return recalls, and how the vectors lie: alignment, uniformity_image, uniformity_text (see `geometry`)."""
-    return recalls(encoded.ranks()) | {
+    return recalls(encoded.ranks) | {
         "alignment": alignment(
             encoded.image_ND,
             encoded.text_MD,

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from promptmeup.study import report
+from promptmeup.study.findings import numbers
 from promptmeup.study.losses import read_losses
 from promptmeup.study.report import write_report
 from promptmeup.study.results import read_scores, read_study
@@ -137,7 +138,7 @@ def test_a_copy_elsewhere_gives_the_same_bytes(made: Path, copied: Path) -> None
 def test_an_unfinished_study_says_so(copied: Path) -> None:
     (copied / "cells/without-matching/seed-2/cell.json").unlink()
     (copied / "cells/boxes-swapped-1/seed-3/retrieval.jsonl").unlink()
-    value = write_report(copied)
+    value = numbers(write_report(copied))
     assert [(one["arm"], one["seed"]) for one in value["missing"]] == [
         ("without matching", 2),
         ("boxes swapped 1", 3),
