@@ -44,6 +44,9 @@ def collect(plan: Plan) -> list[Cell]:
         files = {f"{measure}.jsonl": file for measure, file in cell.measures.items()}
         files |= {"ceiling.json": cell.ceiling} if cell.ceiling else {}
         journal = {"pretrain.jsonl": cell.journal} if cell.journal else {}
+        if not is_finished(cell):
+            continue
+        done = {name: json.loads(stage.done.read_text()) for name, stage in cell.stages.items()}
         content = {
             "arm": cell.arm,
             "seed": cell.seed,
@@ -52,8 +55,13 @@ def collect(plan: Plan) -> list[Cell]:
                 name: str(file.relative_to(plan.config.store.absolute()))
                 for name, file in (files | journal).items()
             },
+            # a stage that was run anew, in a store that somebody emptied, has another end
+            **{
+                fact: {name: one.get(fact) for name, one in done.items()}
+                for fact in ("seconds", "ended", "code")
+            },
         }
-        if not is_finished(cell) or _is_there(folder / "cell.json", content):
+        if _is_there(folder / "cell.json", content):
             continue
         (folder / "cell.json").unlink(
             missing_ok=True
@@ -70,18 +78,16 @@ def collect(plan: Plan) -> list[Cell]:
                 f"arm '{cell.arm}', seed {cell.seed}: {error.filename} is not there, though its stage is done: correct "
                 f"the file's name in {plan.config.chain}, or delete the stage's folder and its .done.json"
             ) from error
-        seconds = {name: json.loads(stage.done.read_text())["seconds"] for name, stage in cell.stages.items()}
-        write_json(folder / "cell.json", content | {"seconds": seconds})
+        write_json(folder / "cell.json", content)
         found.append(cell)
     return found
 
 
 def _is_there(path: Path, content: dict[str, object]) -> bool:
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        return bool(json.loads(path.read_text(encoding="utf-8")) == content)
     except (OSError, ValueError):
         return False
-    return {name: earlier.get(name) for name in content} == content
 
 
 def _losses(journal: Path) -> list[str]:

@@ -25,6 +25,7 @@ from promptmeup.errors import StudyError, UserError
 from promptmeup.shard_format import write_json
 from promptmeup.study.commands import function
 from promptmeup.study.plan import Stage
+from promptmeup.tracking.provenance import code_version
 from promptmeup.tracking.signal_watch import STOP_SIGNALS
 from promptmeup.training.signals import NO_PROGRESS_EXIT_CODE, SAVED_EXIT_CODE
 
@@ -61,7 +62,13 @@ def run_stage(stage: Stage, *, title: str, gpus: str | None = None) -> int:
             stage.beside("failed.json").unlink(missing_ok=True)
             write_json(
                 stage.done,
-                {"stage": stage.name, "command": stage.command, "seconds": round(time.time() - began, 2)},
+                {
+                    "stage": stage.name,
+                    "command": stage.command,
+                    "seconds": round(time.time() - began, 2),
+                    "ended": round(time.time(), 3),
+                    "code": code_version(),
+                },
             )
         elif code not in STOPPED:
             write_json(stage.beside("failed.json"), {"stage": stage.name, "exit_code": code})

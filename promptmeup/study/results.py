@@ -84,6 +84,15 @@ class Missing:
 
 
 @dataclass(frozen=True)
+class StageFacts:
+    """How a stage was run."""
+
+    seconds: float
+    code: str | None
+    """the version of this package; None: it was not recorded"""
+
+
+@dataclass(frozen=True)
 class Results:
     """What a study's cells scored, in percent."""
 
@@ -94,6 +103,8 @@ class Results:
     missing: tuple[Missing, ...]
     finished: frozenset[tuple[str, int]] = field(default=frozenset())
     """(arm, seed)"""
+    stages: dict[str, StageFacts] = field(default_factory=dict)
+    """those of the finished cells, by their folder's name; cells share them"""
 
     def by_seed(self, arm: str, measure: str) -> dict[int, float]:
         """Return the scores of an arm."""
@@ -148,13 +159,14 @@ def read_scores(folder: Path, study: Study) -> Results:
     scores: dict[tuple[str, int, str], Score] = {}
     ceilings: dict[tuple[str, int, str], dict[str, float]] = {}
     missing, finished = [], set()
+    stages: dict[str, StageFacts] = {}
     for arm in study.arms:
         for seed in study.seeds:
             cell = cell_folder(folder, arm, seed)
             if not (cell / "cell.json").exists():
                 missing.append(Missing(arm.name, seed, "the cell is not finished"))
                 continue
-            _require_own(cell / "cell.json", arm, seed)
+            stages |= _stages(_own(cell / "cell.json", arm, seed))
             finished.add((arm.name, seed))
             best = _json(cell / "ceiling.json") if (cell / "ceiling.json").exists() else {}
             for name, measure in study.measures.items():
@@ -165,16 +177,25 @@ def read_scores(folder: Path, study: Study) -> Results:
                     scores[key] = score_file(path, measure.kind)
                 else:
                     missing.append(Missing(arm.name, seed, f"{path.name} is not there"))
-    return Results(scores, ceilings, tuple(missing), frozenset(finished))
+    return Results(scores, ceilings, tuple(missing), frozenset(finished), stages)
 
 
-def _require_own(path: Path, arm: Arm, seed: int) -> None:
+def _own(path: Path, arm: Arm, seed: int) -> dict[str, Any]:
     cell = _json(path)
     if (cell.get("arm"), cell.get("seed")) != (arm.name, seed):
         raise StudyError(
             f"{path} is of arm {cell.get('arm')!r} at seed {cell.get('seed')!r}, and belongs to "
             f"{arm.name!r} at seed {seed}: delete the cell's folder and run the study again"
         )
+    return cell
+
+
+def _stages(cell: dict[str, Any]) -> dict[str, StageFacts]:
+    seconds, code = cell.get("seconds", {}), cell.get("code", {})
+    return {
+        folder: StageFacts(float(seconds.get(name, 0)), code.get(name))
+        for name, folder in cell.get("stages", {}).items()
+    }
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,14 +1,17 @@
 """What a report says, in its order: sections of text, tables and pictures, for the page and for Markdown."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from promptmeup.study import tables
 from promptmeup.study.findings import Findings
 from promptmeup.study.losses import Curve, draw_losses
 from promptmeup.study.plots import draw_curves, draw_effects, draw_scores
+from promptmeup.study.results import StageFacts
 from promptmeup.study.scoring import PARTS
 from promptmeup.study.tables import Table
+from promptmeup.tracking.console import duration
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def sections(found: Findings, losses: dict[str, dict[str, Curve]]) -> list[Secti
     made = [_missing(found), _claims(found), _power(found)]
     made += [_measure(found, measure) for measure in found.study.measures]
     made += [_parts(found, measure) for measure in found.study.measures]
-    made += [_ceilings(found), _losses(found, losses), _recompute()]
+    made += [_ceilings(found), _losses(found, losses), _recompute(found)]
     return [section for section in made if section is not None]
 
 
@@ -152,10 +155,27 @@ def _losses(found: Findings, losses: dict[str, dict[str, Curve]]) -> Section | N
     return Section("losses", "Pre-training", text, plots=plots)
 
 
-def _recompute() -> Section:
+def _recompute(found: Findings) -> Section:
     text = (
+        *_made(found.results.stages.values()),
         "This report is computed from its folder alone: study.json, and of each finished cell the predictions, the "
         "ceilings and the losses (cells/*/seed-*). scores.json has all numbers. To compute them again, run this on a "
         "copy of the folder; the cells themselves are made anew by the command at the top.",
     )
     return Section("recompute", "How to recompute", text, "python -m promptmeup.study.report FOLDER")
+
+
+def _made(stages: Collection[StageFacts]) -> list[str]:
+    """Return how the cells were made: the time, and the code that everything was made with, or that it was not one."""
+    if not stages:
+        return []
+    took = duration(sum(stage.seconds for stage in stages))
+    text = [f"The {len(stages)} stages of the finished cells took {took} of one process."]
+    versions = Counter(stage.code or "an unrecorded version" for stage in stages)
+    if len(versions) == 1:
+        return [f"{text[0]} Code: {next(iter(versions))}."]
+    listed = ", ".join(f"{version} ({count})" for version, count in versions.most_common())
+    return [
+        f"{text[0]} NOT ALL WERE MADE WITH THE SAME CODE: {listed}. Where a change between them matters, delete the "
+        "store and run the study again."
+    ]

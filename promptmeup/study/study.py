@@ -19,6 +19,7 @@ from promptmeup.study.settings import StudyConfig
 from promptmeup.study.workers import run_all, seconds_of
 from promptmeup.tracking.console import duration
 from promptmeup.tracking.mlflow_run import insist_on_mlflow
+from promptmeup.tracking.provenance import code_version
 from promptmeup.training.signals import SAVED_EXIT_CODE
 
 SHOWN_LINES = 12
@@ -121,6 +122,7 @@ def _run(plan: Plan) -> int:
     todo = [stage for stage in plan.stages if not stage.done.exists()]
     if not todo:
         return 0
+    code_version()  # asked before the work tree can change; forked processes know it
     processes = processes_of(plan.config)
     shares = _shares(processes)
     if shares[0] is None:

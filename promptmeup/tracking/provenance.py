@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,19 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         }
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+@cache
+def code_version() -> str:
+    """Return the commit that this process runs, short, or the package's version where no work tree tracks it.
+
+    Asked once: a work tree that changes meanwhile does not change the code that is imported.
+    """
+    state = git_state(Path(__file__).parents[1])
+    if state is None:
+        return f"promptmeup {metadata.version('promptmeup')}"
+    changes = state["diff_sha256"] if state["dirty"] else None
+    return f"{state['commit'][:12]} with changes {changes[:8]}" if changes else f"{state['commit'][:12]}"
 
 
 def versions() -> dict[str, str]:

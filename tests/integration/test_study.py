@@ -21,6 +21,7 @@ from promptmeup.study.plan import make_plan
 from promptmeup.study.results import read_scores, read_study
 from promptmeup.study.settings import StudyConfig
 from promptmeup.study.study import study
+from promptmeup.tracking.provenance import code_version
 from tests.support.real_data import ROOT
 from tests.support.study_chain import chain, configured, content, runs
 
@@ -71,7 +72,12 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert not results.missing and len(results.scores) == 4
     cell = json.loads((config.out / "cells/all-boxes/seed-2/cell.json").read_text())
     assert (cell["arm"], cell["seed"]) == ("all boxes", 2)
-    assert cell["seconds"].keys() == cell["stages"].keys() == {"boxes", "jitter", "names"}
+    stages = {"boxes", "jitter", "names"}
+    assert cell["seconds"].keys() == cell["ended"].keys() == cell["stages"].keys() == stages
+    assert set(cell["code"].values()) == {code_version()}
+    assert f"The 10 stages of the finished cells took 0:00 of one process. Code: {code_version()}." in (
+        config.out / "report.md"
+    ).read_text(encoding="utf-8")
     assert all((config.out / name).exists() for name in ("report.md", "report.html", "scores.json"))
     assert total_runs(config) == 10
 
@@ -94,6 +100,17 @@ def test_another_study_shares_the_store(tmp_path: Path) -> None:
     run(other)
     assert total_runs(other) == 10, "seed 2 is the first study's"
     assert read_study(tmp_path / "other").seeds == (2, 3)
+
+
+def test_an_emptied_store_is_made_anew_and_so_are_the_predictions(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    run(config)
+    path = config.out / "cells/half/seed-1/cell.json"
+    before = json.loads(path.read_text())
+    shutil.rmtree(config.store)
+    run(config)
+    after = json.loads(path.read_text())
+    assert all(after["ended"][name] > ended for name, ended in before["ended"].items())
 
 
 def test_predictions_of_another_setting_are_replaced(tmp_path: Path) -> None:

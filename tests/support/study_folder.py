@@ -92,9 +92,9 @@ def write_cell(folder: Path, arm: FakeArm, seed: int, *, sentences: int = 40, lo
     if losses:
         steps = [_step(model, step, right) for step in range(10, 2001, 10)]
         _write_lines(cell / "pretrain.jsonl", steps)
-    write_json(
-        cell / "cell.json", {"arm": arm.name, "seed": seed, "stages": {}, "seconds": {"pretrain": 1.0}}
-    )
+    stages, code = {"pretrain": f"pretrain-{arm.slug}-{seed}"}, {"pretrain": "0123456789ab"}
+    facts = {"stages": stages, "seconds": {"pretrain": 1.5}, "code": code}
+    write_json(cell / "cell.json", {"arm": arm.name, "seed": seed, **facts})
 
 
 def ceiling(seed: int) -> dict[str, Any]:

@@ -128,6 +128,19 @@ def test_numbers_are_those_of_a_t_test(made: Path) -> None:
     assert claim["holm"] == pytest.approx(min(1, 2 * claim["p"]), abs=1e-5)
 
 
+def test_code_of_two_versions_is_told(made: Path, copied: Path) -> None:
+    assert (
+        "The 15 stages of the finished cells took 0:22 of one process. Code: 0123456789ab."
+        in Page(made / "report.html").text
+    )
+    cells = sorted(copied.glob("cells/*/seed-*/cell.json"))
+    for path, code in zip(cells[:2], ({"pretrain": "later"}, {}), strict=True):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"code": code}))
+    write_report(copied)
+    told = "NOT ALL WERE MADE WITH THE SAME CODE: 0123456789ab (13), later (1), an unrecorded version (1)."
+    assert told in (copied / "report.md").read_text(encoding="utf-8")
+
+
 def test_a_copy_elsewhere_gives_the_same_bytes(made: Path, copied: Path) -> None:
     write_report(copied)
     for name in (*FILES, *(f"plots/{path.name}" for path in (made / "plots").iterdir())):

@@ -1,5 +1,6 @@
 import json
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,27 @@ def test_git_state_follows_the_work_tree(work_tree: Path) -> None:
         assert dirty["commit"] == clean["commit"]
         hashes.add(dirty["diff_sha256"])
     assert len(hashes) == 2
+
+
+def test_code_version_names_commit_and_changes(work_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "__file__", str(work_tree / "package/tracking/provenance.py"))
+    folder = work_tree / "package"
+    folder.mkdir()
+    ask = provenance.code_version.__wrapped__
+    assert ask() == f"promptmeup {metadata.version('promptmeup')}", "no work tree"
+    (folder / "a.py").write_text("1\n")
+    git(work_tree, "init")
+    git(work_tree, "add", "package")
+    git(work_tree, "commit", "-m", "first")
+    commit = provenance.git_state(folder)["commit"][:12]  # type: ignore[index]
+    assert ask() == commit
+    (work_tree / "notes.txt").write_text("not tracked\n")
+    assert ask() == commit
+    found = set()
+    for text in ("2\n", "3\n"):
+        (folder / "a.py").write_text(text)
+        found.add(ask())
+    assert len(found) == 2 and all(version.startswith(f"{commit} with changes ") for version in found)
 
 
 def test_no_git_state_outside_a_work_tree_or_in_somebody_elses(work_tree: Path) -> None:
