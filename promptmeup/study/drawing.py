@@ -50,10 +50,10 @@ def svg(figure: "Figure") -> str:
     return buffer.getvalue()
 
 
-def label(name: str) -> str:
+def label(name: str, *, longest: int = _LONGEST) -> str:
     """Return `name` cut to a length that fits, its dollars escaped, which would begin a formula."""
-    half = _LONGEST // 2
-    cut = name if len(name) <= _LONGEST else f"{name[: half - 1]}…{name[-half:]}"
+    half = longest // 2
+    cut = name if len(name) <= longest else f"{name[: half - 1]}…{name[-half:]}"
     return cut.replace("$", r"\$")
 
 

@@ -138,7 +138,7 @@ def draw_curves(found: Findings, measure: str) -> str | None:
             color=CEILING[oracle],
             fontsize=9,
         )
-    axes.set_xlabel(label(found.study.x_label or "x"))
+    axes.set_xlabel(label(found.study.x_label or "x", longest=100))
     axes.set_ylabel(_unit(found, measure))
     axes.set_title(f"{label(measure)}: dots are seeds, bars 95 % intervals over seeds", fontsize=10)
     plain(axes, grid="y")
