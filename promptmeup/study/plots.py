@@ -3,6 +3,7 @@
 Each function returns an SVG.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 from promptmeup.study.drawing import (
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _ROW, _LOW_ROW, _MANY = 0.34, 0.25, 20
 """inches; rows are lower where there are many"""
 _FAINT = 0.35
+_DECADES = 30.0
+"""largest by smallest value of a curve from which on its axis is logarithmic"""
 
 
 def draw_effects(found: Findings, measure: str) -> str | None:
@@ -110,11 +113,16 @@ def draw_curves(found: Findings, measure: str) -> str | None:
     origin, baseline = found.study.origin, found.scores.get((found.study.baseline, measure))
     if origin is not None:
         every.append(origin)
-    shift = 0.008 * (max(every) - min(every))
+    is_log = min(every) > 0 and max(every) / min(every) >= _DECADES
+    width = math.log(max(every) / min(every)) if is_log else max(every) - min(every)
     for number, (curve, arms) in enumerate(curves.items()):
         # side by side: bars of several curves at one x would hide each other
-        aside = shift * (number - (len(curves) - 1) / 2)
-        points = [(float(arm.x) + aside, arm.name) for arm in arms if arm.x is not None]
+        aside = 0.008 * width * (number - (len(curves) - 1) / 2)
+        points = [
+            (arm.x * math.exp(aside) if is_log else arm.x + aside, arm.name)
+            for arm in arms
+            if arm.x is not None
+        ]
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
         for x, name in points:
             _draw_point(axes, found, name, measure, x, color=color, marker=marker)
@@ -138,6 +146,8 @@ def draw_curves(found: Findings, measure: str) -> str | None:
             color=CEILING[oracle],
             fontsize=9,
         )
+    if is_log:
+        axes.set_xscale("log")
     axes.set_xlabel(label(found.study.x_label or "x", longest=100))
     axes.set_ylabel(_unit(found, measure))
     axes.set_title(f"{label(measure)}: dots are seeds, bars 95 % intervals over seeds", fontsize=10)

@@ -9,11 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 from scipy import stats
 
 from promptmeup.study import report
-from promptmeup.study.findings import numbers
+from promptmeup.study.findings import find, numbers
 from promptmeup.study.losses import read_losses
+from promptmeup.study.plots import draw_curves
 from promptmeup.study.report import write_report
 from promptmeup.study.results import read_scores, read_study
 from tests.support.study_folder import SMALL, FakeArm, write_study
@@ -181,6 +183,24 @@ def test_pictures_of_an_earlier_report_go(copied: Path) -> None:
     write_report(copied)
     assert not (copied / "plots/entities-curves.svg").exists()
     assert (copied / "plots/entities-effects.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("least", "origin", "scale"),
+    [(0.01, None, ["log"]), (0.01, 0.0, []), (0.1, None, []), (0.1, 0.001, ["log"])],
+)
+def test_axis_of_a_curve_over_decades(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: float, origin: float | None, scale: list[str]
+) -> None:
+    curve = [FakeArm(f"rate {x}", 0.8, curve="rate", x=x) for x in (least, 1.0)]
+    folder = write_study(
+        tmp_path, arms=[FakeArm("none", 0.9), *curve], seeds=(1, 2), sentences=2, losses=False, origin=origin
+    )
+    study = read_study(folder)
+    asked: list[str] = []
+    monkeypatch.setattr(Axes, "set_xscale", lambda _, value: asked.append(value))
+    assert draw_curves(find(study, read_scores(folder, study)), "entities") is not None
+    assert asked == scale
 
 
 def test_losses_are_means_over_seeds_of_twelve_arms(tmp_path: Path) -> None:
