@@ -103,6 +103,23 @@ def test_swapped_boxes_come_from_other_images(folder: Path, lines: list[dict[str
             assert box["own"][0] == line["camera"]
 
 
+def test_swapped_boxes_lie_on_no_object_of_their_image(tmp_path: Path) -> None:
+    """In one of ten images the object stands elsewhere; all others have theirs where half of its box is everyone's."""
+    corners = [
+        {"x0": 100 if n % 10 == 0 else n % 3, "y0": 0, "x1": 150 if n % 10 == 0 else 50, "y1": 40}
+        for n in range(200)
+    ]
+    lines = [
+        {"image_path": f"{n}.jpg", "camera": n, "boxes": [{**box, "label": "a", "score": 1.0}]}
+        for n, box in enumerate(corners)
+    ]
+    for line, box in zip(made(tmp_path, lines, how="swapped", rate=1), corners, strict=True):
+        assert (line["boxes"][0]["x0"] == 100) == (box["x0"] != 100)
+    alike = lines[1:3]  # no box is elsewhere: the other image's, all the same
+    found = made(tmp_path, alike, how="swapped", rate=1)
+    assert [line["boxes"][0]["x0"] for line in found] == [2, 1]
+
+
 def ordinary(images: int) -> list[dict[str, Any]]:
     box = {"x0": 10, "y0": 10, "x1": 60, "y1": 40, "label": "person", "score": 1.0}
     return [
