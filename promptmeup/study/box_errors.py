@@ -35,8 +35,8 @@ def make_box_errors(config: BoxErrorsConfig) -> None:
     A jittered box is moved by 25 to 75 % of its width and of its height and resized by a factor of 0.5 to 2 a side. The
     image's size is not in the file: the centre stays where boxes of the image reach, so that something of it is seen.
     A swapped box is drawn from all other images' until it lies on no object of its new image (intersection over union
-    below 0.5 with each); images of one kind are laid out alike, and half of the first draws would be right by chance. Of
-    100 that all do, it is the one that overlaps least.
+    below 0.5 with each): images of one kind are laid out alike, and half of the first draws would be right by chance.
+    Of 100 that all do, it is the one that overlaps least.
 
     Raises:
         CorpusError: the file is absent, or a line is not as described; or no other image has a box to swap for.
