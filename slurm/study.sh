@@ -20,7 +20,9 @@ source "$SLURM_SUBMIT_DIR/slurm/env.sh"
 
 gpus=${CUDA_VISIBLE_DEVICES:-0}
 gpus=${gpus//[^,]/}
-ranks launch/study.py --config "$config" "processes=$((${#gpus} + 1))" "$@"
+# a stage a GPU, where the study does not say otherwise
+grep -q '^processes:' "$config" || set -- "processes=$((${#gpus} + 1))" "$@"
+ranks launch/study.py --config "$config" "$@"
 code=$?
 # a stage that failed has been tried by every task; what a training of another one has gained is no reason to try again
 if [ "$code" -ne 0 ] && [ "$code" -ne 85 ]; then

@@ -27,6 +27,19 @@ def is_finished(cell: Cell) -> bool:
     return all(stage.done.exists() for stage in cell.stages.values())
 
 
+def is_current(cell: Cell, out: Path) -> bool:
+    """Return whether what the study's folder holds of a cell was made with its present settings."""
+    try:
+        made = json.loads((place(cell, out) / "cell.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(made.get("stages") == _names(cell))
+
+
+def _names(cell: Cell) -> dict[str, str]:
+    return {name: stage.folder.name for name, stage in cell.stages.items()}
+
+
 def alone(out: Path) -> AbstractContextManager[None]:
     """Let one process at a time touch the study's folder, on whatever machine."""
     return lock_run(out)
@@ -50,7 +63,7 @@ def collect(plan: Plan) -> list[Cell]:
         content = {
             "arm": cell.arm,
             "seed": cell.seed,
-            "stages": {name: stage.folder.name for name, stage in cell.stages.items()},
+            "stages": _names(cell),
             "files": {
                 name: str(file.relative_to(plan.config.store.absolute()))
                 for name, file in (files | journal).items()

@@ -27,7 +27,7 @@ from promptmeup.study.commands import function
 from promptmeup.study.plan import Stage
 from promptmeup.tracking.provenance import code_version
 from promptmeup.tracking.signal_watch import STOP_SIGNALS
-from promptmeup.training.signals import NO_PROGRESS_EXIT_CODE, SAVED_EXIT_CODE
+from promptmeup.training.signals import NO_PROGRESS_EXIT_CODE, SAVED_EXIT_CODE, STOP_FILE
 
 BUSY = 75
 """exit code: another worker runs the stage, or has run it meanwhile"""
@@ -58,8 +58,9 @@ def run_stage(stage: Stage, *, title: str, gpus: str | None = None) -> int:
         print(f"{stage.name} begins: {title}; log: {stage.beside('log')}", flush=True)
         began = time.time()
         code = _logged(stage, title, lock)
+        if code == 0 and (stage.folder / STOP_FILE).exists():
+            code = SAVED_EXIT_CODE  # somebody stopped it by hand: it is not finished
         if code == 0:
-            stage.beside("failed.json").unlink(missing_ok=True)
             write_json(
                 stage.done,
                 {
@@ -70,6 +71,8 @@ def run_stage(stage: Stage, *, title: str, gpus: str | None = None) -> int:
                     "code": code_version(),
                 },
             )
+            # after the other: without either of them, other workers would take it for a new failure
+            stage.beside("failed.json").unlink(missing_ok=True)
         elif code not in STOPPED:
             write_json(stage.beside("failed.json"), {"stage": stage.name, "exit_code": code})
     return code

@@ -2,7 +2,7 @@
 
 import sys
 
-from promptmeup.study.collect import place
+from promptmeup.study.collect import is_current, place
 from promptmeup.study.plan import Cell, Plan
 from promptmeup.study.scoring import score_file
 from promptmeup.tracking.mlflow_children import Child, Children
@@ -19,7 +19,7 @@ def log_cells(plan: Plan) -> int:
     todo = [
         _child(cell, plan)
         for cell in plan.cells
-        if (place(cell, out) / "cell.json").exists() and not children.has(_key(cell), _identity(cell))
+        if is_current(cell, out) and not children.has(_key(cell), _identity(cell))
     ]
     if not todo:
         return 0

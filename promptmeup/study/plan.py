@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from promptmeup.config import Config, fingerprint, load
 from promptmeup.errors import ConfigError
+from promptmeup.shard_format import file_sha256
 from promptmeup.study.commands import SCHEMAS
 from promptmeup.study.settings import ChainConfig, Change, Command, StageConfig, StudyConfig
 
@@ -89,7 +90,8 @@ def make_plan(config: StudyConfig) -> Plan:
     if unknown := sorted({claim.measure for claim in config.claims} - set(measures)):
         raise ConfigError(f"claims name measures that do not count: {', '.join(unknown)}")
     cells = []
-    load_once = cache(_load)  # arms and seeds share most of their settings
+    # arms and seeds share most of their settings, and the files that these name
+    load_once, content_of = cache(_load), cache(file_sha256)
     slugs: dict[str, str] = {}
     for name, change, curve, x in config.all_arms():
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "arm"
@@ -100,7 +102,7 @@ def make_plan(config: StudyConfig) -> Plan:
         slugs[slug] = name
         for seed in config.seeds:
             try:
-                stages = _stages(config, chain, change, seed, load_once)
+                stages = _stages(config, chain, change, seed, load_once, content_of)
                 names = {n: str(stage.folder) for n, stage in stages.items()} | {"seed": str(seed)}
                 files = {m: Path(_filled(chain.measures[m].file, names, f"measure {m}")) for m in measures}
                 ceiling, journal = (
@@ -125,7 +127,21 @@ def make_plan(config: StudyConfig) -> Plan:
                     journal=journal,
                 )
             )
+    _refuse_copies(cells)
     return Plan(config, chain, tuple(cells))
+
+
+def _refuse_copies(cells: Sequence[Cell]) -> None:
+    """An arm that changes nothing would be “the same” as its baseline, beyond all doubt."""
+    seen: dict[tuple[object, ...], str] = {}
+    for cell in cells:
+        folders = frozenset(stage.folder for stage in cell.stages.values())
+        made_by = (cell.seed, *cell.measures.values(), folders)
+        if (other := seen.setdefault(made_by, cell.arm)) != cell.arm:
+            raise ConfigError(
+                f"the arms '{other}' and '{cell.arm}' are the same: what they change does not reach the measures "
+                f"{', '.join(cell.measures)}; correct or remove one"
+            )
 
 
 _Loaded = tuple[Config, dict[str, Any]]
@@ -139,7 +155,12 @@ def _load(command: Command, file: Path | None, overrides: tuple[str, ...]) -> _L
 
 
 def _stages(
-    config: StudyConfig, chain: ChainConfig, change: Change, seed: int, load_once: _Load
+    config: StudyConfig,
+    chain: ChainConfig,
+    change: Change,
+    seed: int,
+    load_once: _Load,
+    content_of: Callable[[Path], str],
 ) -> dict[str, Stage]:
     """Return the stages of one cell, by name."""
     unknown = sorted({*change, *config.change} - chain.stages.keys())
@@ -161,6 +182,8 @@ def _stages(
                 "config": marked,
                 "link": {n: _filled(text, marks, f"stage {name}") for n, text in stage.link.items()},
                 "ranks": stage.ranks,
+                # under the same name another template may lie tomorrow
+                "files": {str(file): content_of(file) for file in _files(marked)},
             }
         )
         # absolute: some commands take a path relative to another
@@ -187,6 +210,18 @@ def _stages(
             seconds=stage.seconds,
         )
     return stages
+
+
+def _files(value: Any) -> list[Path]:
+    """Return the files that a configuration names, of those that are there; stages' own folders are marks in it."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        return sorted({file for one in value for file in _files(one)})
+    try:
+        return [Path(value)] if isinstance(value, str) and Path(value).is_file() else []
+    except (OSError, ValueError):
+        return []  # longer than a name may be, or with characters that none has
 
 
 def _config(
@@ -251,4 +286,8 @@ def as_json(plan: Plan, command: str) -> dict[str, Any]:
             {"name": arm, "slug": cell.slug, "curve": cell.curve, "x": cell.x} for arm, cell in arms.items()
         ],
         "claims": [claim.model_dump(mode="json") for claim in config.claims],
+        "stages": {
+            f"{cell.slug}/seed-{cell.seed}": {name: stage.folder.name for name, stage in cell.stages.items()}
+            for cell in plan.cells
+        },
     }

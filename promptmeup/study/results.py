@@ -72,6 +72,8 @@ class Study:
     x_label: str | None = None
     origin: float | None = None
     """where the baseline stands on every curve"""
+    stages: dict[str, dict[str, str]] = field(default_factory=dict)
+    """SLUG/seed-N -> stage -> its folder: those that a cell must have been made by"""
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,11 @@ def read_scores(folder: Path, study: Study) -> Results:
             if not (cell / "cell.json").exists():
                 missing.append(Missing(arm.name, seed, "the cell is not finished"))
                 continue
-            stages |= _stages(_own(cell / "cell.json", arm, seed))
+            own = _own(cell / "cell.json", arm, seed)
+            if own.get("stages") != study.stages.get(f"{arm.slug}/seed-{seed}", own.get("stages")):
+                missing.append(Missing(arm.name, seed, "what is there was made with other settings"))
+                continue
+            stages |= _stages(own)
             finished.add((arm.name, seed))
             best = _json(cell / "ceiling.json") if (cell / "ceiling.json").exists() else {}
             for name, measure in study.measures.items():

@@ -90,12 +90,14 @@ def ceiling_scores(path: Path, ceiling: Mapping[str, Any], kind: Kind) -> dict[s
 
 def _retrieval(path: Path) -> Score:
     ranks: defaultdict[str, list[int]] = defaultdict(list)
+    splits = set()
     for number, line in read_json_lines(path, missing="it should hold ranks, as JSON lines"):
         match line:
             case {"direction": "image_to_text" | "text_to_image" as direction, "rank": int(rank)} if (
                 rank >= 0
             ):
                 ranks[direction].append(rank)
+                splits.add(str(line.get("split", "")))
             case _:
                 raise StudyError(
                     f'{path} line {number}: expected {{"direction": "image_to_text" or "text_to_image", '
@@ -108,8 +110,8 @@ def _retrieval(path: Path) -> Score:
         for direction in _DIRECTIONS
         for k in _CUTOFFS
     }
-    queries = " and ".join(str(len(ranks[direction])) for direction in _DIRECTIONS)
-    return Score(fmean(parts.values()), parts, queries)
+    asked = [*sorted(splits), *(str(len(ranks[direction])) for direction in _DIRECTIONS)]
+    return Score(fmean(parts.values()), parts, " ".join(asked))
 
 
 def _digest(predictions: Predictions) -> str:

@@ -201,9 +201,10 @@ class StudyConfig(Config):
         ]
         for curve in self.curves:
             for x in curve.values:
+                written = str(int(x)) if x.is_integer() else repr(x)
                 change = {
-                    stage: tuple(text.replace("{x}", f"{x:g}") for text in texts)
+                    stage: tuple(text.replace("{x}", written) for text in texts)
                     for stage, texts in curve.change.items()
                 }
-                found.append((f"{curve.name} {x:g}", change, curve.name, x))
+                found.append((f"{curve.name} {written}", change, curve.name, x))
         return found

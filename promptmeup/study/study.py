@@ -3,11 +3,12 @@
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from promptmeup.errors import StudyError
+from promptmeup.errors import ConfigError, StudyError
 from promptmeup.study.collect import alone, collect, is_finished, write_question
 from promptmeup.study.commands import function
 from promptmeup.study.effects import resolvable
@@ -118,6 +119,17 @@ def _shares(processes: int) -> list[str | None]:
     return [",".join(gpus[number::processes]) or gpus[number % len(gpus)] for number in range(processes)]
 
 
+def require_gpus(stages: Sequence[Stage], shares: Sequence[str | None]) -> None:
+    """Refuse ranks that would have to share a GPU, before worlds and teachers are made for them."""
+    least = min(len(share.split(",")) if share else sys.maxsize for share in shares)
+    for stage in stages:
+        if stage.ranks > least:
+            raise ConfigError(
+                f"stage {stage.name} has {stage.ranks} ranks, and each of {len(shares)} processes has {least} of the "
+                f"{len(_visible_gpus())} GPUs: set processes=1, or fewer ranks, or take a machine of more GPUs"
+            )
+
+
 def _run(plan: Plan) -> int:
     todo = [stage for stage in plan.stages if not stage.done.exists()]
     if not todo:
@@ -125,6 +137,7 @@ def _run(plan: Plan) -> int:
     code_version()  # asked before the work tree can change; forked processes know it
     processes = processes_of(plan.config)
     shares = _shares(processes)
+    require_gpus(todo, shares)
     if shares[0] is None:
         for stage in todo:
             function(stage.command)  # imports for all of them

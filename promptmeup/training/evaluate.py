@@ -76,7 +76,7 @@ def evaluate(config: EvaluateConfig) -> None:
     print(table(rows))
     if config.ranks_file is not None:
         lines = [
-            json.dumps({"direction": direction, "rank": rank}) + "\n"
+            json.dumps({"direction": direction, "rank": rank, "split": split.manifest.fingerprint}) + "\n"
             for direction, rank_Q in encoded.ranks.items()
             for rank in rank_Q.tolist()
         ]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from promptmeup.study.job import link_folder
 from promptmeup.study.plan import make_plan
 from promptmeup.study.results import read_scores, read_study
 from promptmeup.study.settings import StudyConfig
-from promptmeup.study.study import study
+from promptmeup.study.study import require_gpus, study
 from promptmeup.tracking.provenance import code_version
 from tests.support.real_data import ROOT
 from tests.support.study_chain import chain, configured, content, runs
@@ -113,6 +114,29 @@ def test_an_emptied_store_is_made_anew_and_so_are_the_predictions(tmp_path: Path
     assert all(after["ended"][name] > ended for name, ended in before["ended"].items())
 
 
+def test_cells_of_another_setting_do_not_count_until_they_are_made_anew(tmp_path: Path) -> None:
+    run(configured(tmp_path))
+    changed = configured(tmp_path, OTHER)
+    shown = run(configured(tmp_path, OTHER, "report_only=true"))
+    assert "UNFINISHED. Cells missing: 2" in shown
+    missing = read_scores(changed.out, read_study(changed.out)).missing
+    assert {(one.seed, one.what) for one in missing} == {
+        (seed, "what is there was made with other settings") for seed in (1, 2)
+    }
+    assert "4 of 4 cells are finished" in run(changed)
+
+
+def test_ranks_without_a_gpu_each_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = [replace(stage, ranks=2) for stage in make_plan(configured(tmp_path)).stages]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    require_gpus(stages, ["0,2", "1,3"])
+    require_gpus(stages, [None, None])
+    with pytest.raises(
+        ConfigError, match="has 2 ranks, and each of 3 processes has 1 of the 4 GPUs: set processes=1"
+    ):
+        require_gpus(stages, ["0,3", "1", "2"])
+
+
 def test_predictions_of_another_setting_are_replaced(tmp_path: Path) -> None:
     config = configured(tmp_path)
     run(config)
@@ -164,7 +188,7 @@ def test_a_failure(tmp_path: Path) -> None:
     study(config)
     assert "4 of 4 cells are finished" in (config.out / "report.md").read_text()
     stages = {s.name: runs(s) for s in make_plan(config).stages if str(late) in s.config.model_dump_json()}
-    assert stages == {"jitter": 2}
+    assert stages == {"jitter": 1}, "with the file it is another stage"
 
 
 def test_a_file_that_the_chain_misnames(tmp_path: Path) -> None:
@@ -181,7 +205,7 @@ def test_linked_files_never_change(tmp_path: Path) -> None:
     linked = chain(tmp_path / "inputs")
     linked["stages"]["jitter"] = {
         "command": "make_box_errors",
-        "set": ["source={boxes}/boxes.jsonl", "out={self}/copy/boxes.jsonl", "rate=1"],
+        "set": ["source={boxes}/boxes.jsonl", "out={self}/copy/boxes.jsonl", "rate=0.9"],
         "link": {"copy": "{boxes}"},
     }
     config = configured(tmp_path, chain_of=linked)
@@ -341,6 +365,8 @@ def test_mlflow(tmp_path: Path) -> None:
     (tmp_path / "study/mlflow.json").unlink()
     assert [run.info.run_name for run in called()] == names
     kept = {run.info.run_name: run.info.run_id for run in called()}
+    early = {run.info.run_name: run.info.run_id for run in called(OTHER, "report_only=true")}
+    assert early == kept, "what is there is not of these settings"
     again = {run.info.run_name: run.info.run_id for run in called(OTHER)}
     assert list(again) == names
     assert [name for name in names if kept[name] == again[name]] == names[:2]

@@ -26,6 +26,10 @@ def cell(plan: Plan, arm: str, seed: int = 1) -> Cell:
     return found
 
 
+def names(plan: Plan) -> list[str]:
+    return list(dict.fromkeys(cell.arm for cell in plan.cells))
+
+
 def test_cells_share_what_is_the_same(tmp_path: Path) -> None:
     plan = planned(tmp_path)
     assert [(cell.arm, cell.seed) for cell in plan.cells] == [
@@ -63,6 +67,41 @@ def test_settings_that_mean_the_same_are_one_folder(tmp_path: Path) -> None:
     assert folders(planned(tmp_path, chain_of=changed)) == folders(planned(tmp_path))
     changed["stages"]["boxes"]["seconds"] = 5
     assert folders(planned(tmp_path, chain_of=changed)) == folders(planned(tmp_path))
+
+
+def test_a_file_of_other_content_is_another_stage(tmp_path: Path) -> None:
+    """A template, a vocabulary: edited under its old name, and what was made of it is not what is asked for."""
+    config = configured(tmp_path)
+    before = folders(make_plan(config))
+    source = tmp_path / "inputs/entities.tsv"
+    source.write_text(source.read_text().replace("Ada0", "Eve0"))
+    after = folders(make_plan(config))
+    assert [name.rpartition("-")[0] for name in before] == [name.rpartition("-")[0] for name in after]
+    changed = {old.rpartition("-")[0] for old, new in zip(before, after, strict=True) if old != new}
+    assert changed == {"make_entity_errors"}
+
+
+def test_an_arm_that_changes_nothing(tmp_path: Path) -> None:
+    """Its effect would be 0 beyond all doubt."""
+    unused = chain(tmp_path / "inputs")
+    unused["stages"]["other"] = unused["stages"]["jitter"] | {"set": [*unused["stages"]["jitter"]["set"]]}
+    copy = 'arms=[{name: half}, {name: copy, change: {other: ["rate=0.9"]}}]'
+    with pytest.raises(
+        ConfigError,
+        match="'half' and 'copy' are the same: what they change does not reach the measures retrieval",
+    ):
+        planned(tmp_path, copy, chain_of=unused)
+
+
+def test_values_of_a_curve_are_written_as_they_are(tmp_path: Path) -> None:
+    curve = 'curves=[{name: boxes, values: [1, 0.12345678, 1e-7], change: {jitter: ["rate={x}"]}}]'
+    plan = planned(tmp_path, curve, "arms=[{name: half}]")
+    rates = [cell(plan, arm).stages["jitter"].config.model_dump()["rate"] for arm in names(plan)]
+    assert rates == [0.5, 1.0, 0.12345678, 1e-7]
+    assert names(plan) == ["half", "boxes 1", "boxes 0.12345678", "boxes 1e-07"]
+    large = 'curves=[{name: seeds, values: [1000000], change: {jitter: ["seed={x}"]}}]'
+    plan = planned(tmp_path, large, "arms=[{name: half}]")
+    assert cell(plan, "seeds 1000000").stages["jitter"].config.model_dump()["seed"] == 1_000_000
 
 
 def test_an_arm_changes_only_what_comes_after(tmp_path: Path) -> None:

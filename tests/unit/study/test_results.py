@@ -119,6 +119,24 @@ def test_what_is_missing_is_listed_and_the_rest_is_scored(folder: Path) -> None:
     assert ("boxes swapped 1", "entities") not in found.effects
 
 
+def test_a_cell_of_other_settings_is_missing(folder: Path) -> None:
+    study = json.loads((folder / "study.json").read_text())
+    made = {"pretrain": "pretrain-all-losses-1"}
+    study["stages"] = {"all-losses/seed-1": made, "all-losses/seed-2": {"pretrain": "pretrain-of-today"}}
+    (folder / "study.json").write_text(json.dumps(study))
+    results = read_scores(folder, read_study(folder))
+    assert results.missing == (Missing("all losses", 2, "what is there was made with other settings"),)
+    assert results.by_seed("all losses", "entities").keys() == {1, 3}
+
+
+def test_retrieval_on_another_split_is_noticed(folder: Path) -> None:
+    path = folder / "cells/without-matching/seed-2/retrieval.jsonl"
+    lines = [json.loads(line) | {"split": "0123456789abcdef"} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    study = read_study(folder)
+    assert find(study, read_scores(folder, study)).other_tests == (("without matching", "retrieval"),)
+
+
 def test_another_test_set_is_noticed(folder: Path) -> None:
     other = folder / "cells/without-matching/seed-2/relations.jsonl"
     shutil.copy(folder / "cells/all-losses/seed-1/relations.jsonl", other)

@@ -340,6 +340,17 @@ def test_a_stage_of_a_gpu_starts_afresh(tmp_path: Path) -> None:
     assert RUNS in a.beside("log").read_text()
 
 
+def test_what_is_stopped_by_hand_is_not_finished(tmp_path: Path, behave: Behave) -> None:
+    behave(lambda name: (tmp_path / "store" / name / "STOP").touch())
+    a = stage(tmp_path, "a")
+    a.folder.mkdir(parents=True)
+    assert work([a]) == 85
+    assert not a.done.exists() and not a.beside("failed.json").exists()
+    (a.folder / "STOP").unlink()
+    behave(lambda name: None)
+    assert work([a]) == 0 and a.done.exists()
+
+
 def test_seconds_are_those_of_the_same_kind(tmp_path: Path) -> None:
     a, b = stage(tmp_path, "a"), stage(tmp_path, "b")
     store = tmp_path / "store"
