@@ -29,11 +29,8 @@ def is_finished(cell: Cell) -> bool:
 
 def is_current(cell: Cell, out: Path) -> bool:
     """Return whether what the study's folder holds of a cell was made with its present settings."""
-    try:
-        made = json.loads((place(cell, out) / "cell.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(made.get("stages") == _names(cell))
+    made = _written(place(cell, out))
+    return made is not None and made.get("stages") == _names(cell)
 
 
 def _names(cell: Cell) -> dict[str, str]:
@@ -74,7 +71,7 @@ def collect(plan: Plan) -> list[Cell]:
                 for fact in ("seconds", "ended", "code")
             },
         }
-        if _is_there(folder / "cell.json", content):
+        if _written(folder) == content:
             continue
         (folder / "cell.json").unlink(
             missing_ok=True
@@ -96,11 +93,12 @@ def collect(plan: Plan) -> list[Cell]:
     return found
 
 
-def _is_there(path: Path, content: dict[str, object]) -> bool:
+def _written(folder: Path) -> dict[str, object] | None:
+    """Return what a cell's folder says that it holds; None where it says nothing."""
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")) == content)
+        return dict(json.loads((folder / "cell.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def _losses(journal: Path) -> list[str]:

@@ -169,7 +169,8 @@ def read_scores(folder: Path, study: Study) -> Results:
                 missing.append(Missing(arm.name, seed, "the cell is not finished"))
                 continue
             own = _own(cell / "cell.json", arm, seed)
-            if own.get("stages") != study.stages.get(f"{arm.slug}/seed-{seed}", own.get("stages")):
+            wanted = study.stages.get(f"{arm.slug}/seed-{seed}")
+            if wanted is not None and own.get("stages") != wanted:
                 missing.append(Missing(arm.name, seed, "what is there was made with other settings"))
                 continue
             stages |= _stages(own)

@@ -170,12 +170,12 @@ def _made(stages: Collection[StageFacts]) -> list[str]:
     if not stages:
         return []
     took = duration(sum(stage.seconds for stage in stages))
-    text = [f"The {len(stages)} stages of the finished cells took {took} of one process."]
+    time = f"The {len(stages)} stages of the finished cells took {took} of one process."
     versions = Counter(stage.code or "an unrecorded version" for stage in stages)
     if len(versions) == 1:
-        return [f"{text[0]} Code: {next(iter(versions))}."]
+        return [f"{time} Code: {next(iter(versions))}."]
     listed = ", ".join(f"{version} ({count})" for version, count in versions.most_common())
     return [
-        f"{text[0]} NOT ALL WERE MADE WITH THE SAME CODE: {listed}. Where a change between them matters, delete the "
+        f"{time} NOT ALL WERE MADE WITH THE SAME CODE: {listed}. Where a change between them matters, delete the "
         "store and run the study again."
     ]

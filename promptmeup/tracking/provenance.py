@@ -83,8 +83,8 @@ def code_version() -> str:
     state = git_state(Path(__file__).parents[1])
     if state is None:
         return f"promptmeup {metadata.version('promptmeup')}"
-    changes = state["diff_sha256"] if state["dirty"] else None
-    return f"{state['commit'][:12]} with changes {changes[:8]}" if changes else f"{state['commit'][:12]}"
+    commit, changes = str(state["commit"])[:12], state["diff_sha256"]
+    return f"{commit} with changes {changes[:8]}" if changes else commit
 
 
 def versions() -> dict[str, str]:
