@@ -88,7 +88,8 @@ def test_a_window_holds_both_starts(data: st.DataObject) -> None:
     cut, starts = _window(length, [first, last], budget)
     assert len(cut) <= budget
     assert [cut[place] for place in starts] == [first, last]
-    assert len(cut) == min(length, budget) or max(first, last) + budget // 2 > length
+    # the later one has the larger half of an odd budget, and less where the sentence ends before
+    assert len(cut) == min(length, budget) or max(first, last) + budget - budget // 2 > length
 
 
 def test_rows_of_both_tasks(tokenizer: Any) -> None:
