@@ -36,7 +36,7 @@ studies: $(STAMP)  ## run every study of the small news world, one after the oth
 	done
 
 test: $(STAMP)  ## run the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=40
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=40
 
 check: $(STAMP)  ## lint, types, import contracts, shell scripts
 	$(BIN)/ruff check .
