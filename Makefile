@@ -7,6 +7,8 @@ STAMP  := $(VENV)/.installed
 export DS_BUILD_OPS := 0
 export HF_HUB_OFFLINE ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
+# Images of containers often set it; without bytecode every start of a command takes two to three seconds longer.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup quickstart studies test check format lock bench clean
 help:  ## show the targets

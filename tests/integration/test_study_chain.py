@@ -90,6 +90,7 @@ def test_the_whole_chain(tmp_path: Path) -> None:
     shown = run(config)
     assert "world begins: all losses, seed 1 and 1 more" in shown
     assert {stage.name: runs(stage) for stage in plan.stages} == dict.fromkeys(plan.chain.stages, 1)
+    assert not list(tmp_path.rglob("checkpoints")), "what nobody will go on with takes no space"
     labelled = plan.cells[0].stages["labelled"].folder / "train"
     assert (labelled / "labels").exists() and not (packed.folder / "train/labels").exists()
     assert (labelled / "manifest.json").samefile(packed.folder / "train/manifest.json")
