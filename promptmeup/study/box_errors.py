@@ -25,8 +25,8 @@ _Json = dict[str, Any]
 class BoxErrorsConfig(ErrorFileConfig):
     """Which boxes are wrong, and how."""
 
-    how: Literal["jittered", "swapped", "removed"] = "jittered"
-    """moved and resized; replaced by a box of another image; left out"""
+    how: Literal["jittered", "swapped", "removed", "shuffled"] = "jittered"
+    """moved and resized; replaced by a box of another image; left out; scored so that chance orders an image's boxes"""
 
 
 def make_box_errors(config: BoxErrorsConfig) -> None:
@@ -37,6 +37,8 @@ def make_box_errors(config: BoxErrorsConfig) -> None:
     A swapped box is drawn from all other images' until it lies on no object of its new image (intersection over union
     below 0.5 with each): images of one kind are laid out alike, and half of the first draws would be right by chance.
     Of 100 that all do, it is the one that overlaps least.
+    A shuffled box is no error: its score is such that score times area, by which packing orders boxes and training
+    takes the first of them, is a random number.
 
     Raises:
         CorpusError: the file is absent, or a line is not as described; or no other image has a box to swap for.
@@ -90,6 +92,8 @@ def _made(
         return box
     if config.how == "removed":
         return None
+    if config.how == "shuffled":
+        return box | {"score": rng.uniform(0.05, 1) * min(map(_area, boxes)) / _area(box)}
     if config.how == "swapped":
         other = _elsewhere(image, boxes, pool, rng)
         return box | {name: other[name] for name in ("x0", "y0", "x1", "y1", "label", "score")}
@@ -121,8 +125,11 @@ def _overlap(a: _Json, b: _Json) -> float:
         max(0.0, min(float(a[high]), float(b[high])) - max(float(a[low]), float(b[low])))
         for low, high in (("x0", "x1"), ("y0", "y1"))
     )
-    areas = ((float(box["x1"]) - float(box["x0"])) * (float(box["y1"]) - float(box["y0"])) for box in (a, b))
-    return width * height / (sum(areas) - width * height)
+    return width * height / (_area(a) + _area(b) - width * height)
+
+
+def _area(box: _Json) -> float:
+    return (float(box["x1"]) - float(box["x0"])) * (float(box["y1"]) - float(box["y0"]))
 
 
 def _jittered(low: float, high: float, reach: float, rng: random.Random) -> tuple[float, float]:
