@@ -101,10 +101,10 @@ def labels_of(data: ExtractionData, rows: Sequence[Labelled], *, none: str | Non
     Raises:
         CorpusError: the split is empty, or MNRE's list of relations unreadable.
     """
-    if isinstance(data, MnreConfig):
-        return mnre.relations(data)
     if not rows:
         raise CorpusError(f"the training split of {data.root} is empty")
+    if isinstance(data, MnreConfig):
+        return mnre.relations(data)
     names = set()
     for row in rows:
         if isinstance(row, TaggedSentence):

@@ -11,12 +11,13 @@ from accelerate import Accelerator
 from promptmeup.distributed.accelerated import join_accelerator
 from promptmeup.distributed.world import World, barrier, broadcast_object, leave, say
 from promptmeup.errors import CheckpointError
-from promptmeup.extraction.data import read_corpus
+from promptmeup.extraction.data import Corpus, read_corpus
 from promptmeup.extraction.report import describe_corpus, labels_line, spread, summary_row
 from promptmeup.extraction.seed_run import FinetuneConfig, train_seed
 from promptmeup.shard_format import write_json
 from promptmeup.tracking.console import table
 from promptmeup.tracking.mlflow_run import insist_on_mlflow
+from promptmeup.training.checkpoint import complete
 from promptmeup.training.lifeline import guarded
 from promptmeup.training.signals import STOP_FILE, Orders, StopFlag, may_start
 
@@ -51,7 +52,7 @@ def _run(config: FinetuneConfig, accelerator: Accelerator, world: World, stop: S
     results = []
     for seed in config.seeds:
         folder = config.out / f"seed-{seed}"
-        result = _finished(config, seed, folder, world)
+        result = _finished(_identity(config, seed, corpus), folder, world)
         if result is None:
             with guarded(folder, world=world, timeout=config.timeout) as life:
                 result = train_seed(
@@ -69,14 +70,16 @@ def _run(config: FinetuneConfig, accelerator: Accelerator, world: World, stop: S
         _summarise(config.out, results)
 
 
-def _finished(config: FinetuneConfig, seed: int, folder: Path, world: World) -> dict[str, Any] | None:
+def _finished(now: dict[str, Any], folder: Path, world: World) -> dict[str, Any] | None:
     """Return the result of a seed that is done, None where there is something left to do. Collective.
 
+    Args:
+        now: see `_identity`.
+
     Raises:
-        CheckpointError: the folder has a run with other settings.
+        CheckpointError: the folder has a run with other settings or other labels.
     """
     earlier, result = broadcast_object(_look(folder), world)
-    now = _identity(config, seed)
     if earlier is not None and earlier != now:
         raise CheckpointError(
             f"{folder} holds a run with other settings ({'; '.join(_changed(earlier, now))}): choose another out=, "
@@ -89,19 +92,22 @@ def _finished(config: FinetuneConfig, seed: int, folder: Path, world: World) -> 
 
 
 def _look(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return identity and result of the run in `folder`; no identity where a start came to nothing."""
     identity, result = folder / "identity.json", folder / "result.json"
+    is_begun = result.exists() or (folder / "best").exists() or bool(complete(folder))
     return (
-        json.loads(identity.read_text(encoding="utf-8")) if identity.exists() else None,
+        json.loads(identity.read_text(encoding="utf-8")) if is_begun and identity.exists() else None,
         json.loads(result.read_text(encoding="utf-8")) if result.exists() else None,
     )
 
 
-def _identity(config: FinetuneConfig, seed: int) -> dict[str, Any]:
+def _identity(config: FinetuneConfig, seed: int, corpus: Corpus) -> dict[str, Any]:
     """Return all that the result of one seed depends on, as it is read back from JSON."""
     left_out = {"out", "tracking", "seeds", "evaluation_batch", "save_every", "max_skipped", "timeout"}
     chosen = config.model_dump(mode="json", exclude=left_out)
     del chosen["data"]["workers"]
-    return {**chosen, "seed": seed}
+    labels = {split: found.sha256 for split, found in corpus.statistics.items()}
+    return {**chosen, "seed": seed, "labels_sha256": labels}
 
 
 def _changed(earlier: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from promptmeup.errors import WeightsError
 from promptmeup.extraction.pictures import Pictures
@@ -79,24 +79,13 @@ def load_finetuned(folder: Path, *, device: torch.device | None = None) -> Finet
             f"{folder} holds no fine-tuned model (no config.json in it or in its best/); point to the folder of a run "
             "of launch/finetune.py, or to its best/"
         )
-    try:
-        with quiet_transformers():
-            found_type = AutoConfig.from_pretrained(place).model_type
-            if found_type not in EXTRACTION_TYPES:
-                raise WeightsError(
-                    f"{place} holds a '{found_type}' model, which extracts nothing yet: fine-tune it with "
-                    "launch/finetune.py first"
-                )
-            model, report = AutoModel.from_pretrained(place, output_loading_info=True)
-            tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        raise WeightsError(f"cannot read the model in {place}: {error}") from error
-    # transformers fills what is missing with random numbers
-    if wrong := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
+    found_type = model_type(place)
+    if found_type is not None and found_type not in EXTRACTION_TYPES:
         raise WeightsError(
-            f"{place}/model.safetensors does not fit its config.json; missing or unknown: {some(wrong)}; the two files "
-            "come from different runs: copy the whole folder again"
+            f"{place} holds a '{found_type}' model, which extracts nothing yet: fine-tune it with launch/finetune.py "
+            "first"
         )
+    model, tokenizer = read_whole(place)
     config = model.config
     is_relation = isinstance(config, RelationConfig)
     return FinetunedModel(
@@ -107,6 +96,27 @@ def load_finetuned(folder: Path, *, device: torch.device | None = None) -> Finet
         labels=config.labels,
         none=config.none if is_relation else None,
     )
+
+
+def read_whole(folder: Path) -> tuple[Any, Any]:
+    """Return the model and the tokenizer in a folder of transformers' format.
+
+    Raises:
+        WeightsError: they cannot be read, or weights are missing.
+    """
+    try:
+        with quiet_transformers():
+            model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise WeightsError(f"cannot read the model in {folder}: {error}") from error
+    # transformers fills what is missing with random numbers
+    if wrong := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
+        raise WeightsError(
+            f"{folder}/model.safetensors does not fit its config.json; missing or unknown: {some(wrong)}; the two "
+            "files come from different runs: copy the whole folder again"
+        )
+    return model, tokenizer
 
 
 def finetuned_folder(folder: Path) -> Path | None:

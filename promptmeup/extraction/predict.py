@@ -138,7 +138,7 @@ class Extractor:
 
     Args:
         found: the model and what it needs, on the device on which it runs.
-        warn: told once that a model of text only was given a photo.
+        warn: told once that a model of text only was given a photo, or no boxes one that looks at objects.
     """
 
     def __init__(self, found: FinetunedModel, *, warn: Callable[[str], None] = warnings.warn) -> None:
@@ -150,7 +150,7 @@ class Extractor:
         max_tokens = found.model.config.max_tokens
         self._encoder = SentenceEncoder(found.tokenizer, labels=found.labels, max_tokens=max_tokens)
         self._warn = warn
-        self._has_warned = False
+        self._warned: set[str] = set()
 
     @classmethod
     def load(
@@ -299,11 +299,24 @@ class Extractor:
             )
         image = None if query.image is None else Path(query.image)
         if image is not None and not self.reads_images:
-            if not self._has_warned:
-                self._warn(f"the model in {self.folder} reads text only: photos are left alone")
-            self._has_warned = True
+            self._warn_once(f"the model in {self.folder} reads text only: photos are left alone")
             image = None
+        if (
+            image is not None
+            and query.boxes is None
+            and self._pictures is not None
+            and self._pictures.max_crops
+        ):
+            self._warn_once(
+                f"the model in {self.folder} was trained with up to {self._pictures.max_crops} objects beside a photo "
+                'and sees the photo alone: give their "boxes"'
+            )
         return _Sentence(query, text, spans, Post(id="", words=words, image=image, boxes=query.boxes))
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warn(text)
+        self._warned.add(text)
 
     def _rows(self, examples: Sequence[Example]) -> Rows:
         return Rows(examples, pad_id=self._found.tokenizer.pad_token_id, pictures=self._pictures)

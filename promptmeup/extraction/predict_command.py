@@ -134,7 +134,7 @@ def predict_file(
         for start in range(0, len(lines), batch):
             part = lines[start : start + batch]
             for line, found in zip(part, _predict(extractor, part, batch), strict=True):
-                file.write(json.dumps(merged(line.fields, as_json(found)), ensure_ascii=False) + "\n")
+                file.write(_line(merged(line.fields, as_json(found))) + "\n")
                 images += found.has_image
                 unseen += found.image_error is not None
                 cut += found.cut_words > 0
@@ -145,6 +145,12 @@ def predict_file(
         print(f"{unseen} photos were not seen: the text alone decided; see image_error", file=sys.stderr)
     if cut:
         print(f"{cut} sentences are too long for the model; see cut_words", file=sys.stderr)
+
+
+def _line(fields: dict[str, Any]) -> str:
+    """Return JSON in UTF-8; half an emoji, as in tweets that were cut, has no UTF-8 and is written as its escape."""
+    text = json.dumps(fields, ensure_ascii=False)
+    return text if is_text(text) else json.dumps(fields)
 
 
 def _predict(extractor: Extractor, lines: Sequence[Line], batch: int) -> list[Entities | FoundRelation]:

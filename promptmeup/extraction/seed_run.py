@@ -3,18 +3,18 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from promptmeup.config import Config
 from promptmeup.distributed.accelerated import prepare, stage_of, whole_weights, write_state
 from promptmeup.distributed.world import World, barrier, broadcast_object, gpu_names
-from promptmeup.errors import CheckpointError, NotFiniteError
+from promptmeup.errors import CheckpointError, NotFiniteError, TrainingError
 from promptmeup.extraction.batches import (
     ExtractionBatch,
     evaluation_rows,
@@ -25,9 +25,10 @@ from promptmeup.extraction.batches import (
 from promptmeup.extraction.data import Corpus, ExtractionData
 from promptmeup.extraction.examples import Example
 from promptmeup.extraction.folder import load_finetuned, save_finetuned
-from promptmeup.extraction.inference import Prediction, model_inputs, predict
+from promptmeup.extraction.inference import Prediction, has_images, model_inputs, predict
 from promptmeup.extraction.metrics import flat
 from promptmeup.extraction.optim import FinetuneOptimConfig, build_optimizer
+from promptmeup.extraction.pictures import image_error
 from promptmeup.extraction.report import MAIN_SCORES, score, write_report
 from promptmeup.extraction.start import EncodersConfig, Start, open_start
 from promptmeup.extraction.task import Split, TaskData, open_task
@@ -64,8 +65,8 @@ class FinetuneConfig(Config):
     folder, "package:NAME" or a hub name), which `encoders` goes with"""
     encoders: EncodersConfig = EncodersConfig()
     data: ExtractionData
-    none: str = "None"
-    """the relation that says that there is none, left out of precision, recall and F1"""
+    none: str | None = "None"
+    """the relation that says that there is none, left out of precision, recall and F1; null: each relation is one"""
     optim: FinetuneOptimConfig = FinetuneOptimConfig()
     tracking: TrackingConfig = TrackingConfig()
     epochs: int = Field(ge=1)
@@ -80,7 +81,7 @@ class FinetuneConfig(Config):
     """over the two marked states: linear, or the paper's MLP, which learns more slowly"""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """before the head"""
-    seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(1,), min_length=1)
     """a run each: order, dropout, head and, unless data.subset_seed is given, the subset"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """of forward and backward passes; auto: bf16 on a GPU, fp32 on a CPU"""
@@ -90,6 +91,13 @@ class FinetuneConfig(Config):
     """most steps in a row whose loss is not finite: they change nothing; one more ends the run"""
     timeout: float = Field(default=1800.0, gt=0)
     """seconds that a step, an evaluation or a checkpoint may take; a run in which one process hangs ends after it"""
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a seed stands there twice, and would be one run that counts twice")
+        return value
 
 
 def train_seed(
@@ -118,7 +126,12 @@ def train_seed(
     wrapped, optimizer = prepare(accelerator, model, optimizer)
     vision = model.encoder.vision
 
-    identity: dict[str, int | str] = {"seed": seed, "batch": config.batch, "sentences": len(data.train)}
+    identity: dict[str, int | str] = {
+        "seed": seed,
+        "batch": config.batch,
+        "sentences": len(data.train),
+        "weights": start.fingerprint,
+    }
     found = checkpoint.find(folder, order=identity, world=world)
     state = found.state if found else RunState(order=identity)
     zero_stage = stage_of(accelerator)
@@ -132,6 +145,10 @@ def train_seed(
         accelerator.load_state(str(found.folder / found.tag))
     state.layout, started_at = layout, state.step
     skipped = Skipped(config.max_skipped, world)
+    unseen: set[int] = set()
+    """places of training sentences without a photo, so far"""
+    unreadable: dict[Path, None] = {}
+    """photos that are named and there, and were not seen"""
     per_epoch = steps_per_epoch(len(data.train), config.batch)
     total_steps = config.epochs * per_epoch
     share = {"rank": world.rank, "size": world.size}
@@ -145,6 +162,8 @@ def train_seed(
         torch.manual_seed(step_seed(seed, step=number, rank=world.rank))
         scale = rate_scale(number, total_steps=total_steps, config=config.optim)
         set_rates(optimizer, peaks=peaks, scale=scale)
+        if data.pictures is not None:
+            unseen.update(row for row, seen in zip(batch.rows, has_images(batch), strict=True) if not seen)
         batch = batch.to(world.device)
         loss = wrapped(**model_inputs(batch, vision), weights=batch.weights_B).loss
         rate = torch.tensor(max(peaks) * scale)
@@ -186,9 +205,15 @@ def train_seed(
         return [prediction for _, prediction in everyone]
 
     def evaluate() -> bool:
+        if 0 < state.step == state.skipped:
+            raise TrainingError(
+                f"none of the {state.step} steps so far had a loss that is finite, so nothing was learnt: lower "
+                f"optim.lr, or look at what it starts from ({config.model})"
+            )
         scores = flat(score(predictions(wrapped, data.val.examples), none=data.none))
         state.epoch = state.step // per_epoch
         _track(tracker, state.step, "val", scores)
+        warn_of_photos()
         state.stale += 1
         if scores["f1"] > state.best:
             state.best, state.stale = scores["f1"], 0
@@ -197,6 +222,18 @@ def train_seed(
                 model.config.source |= {"epoch": state.epoch, "val_f1": round(state.best, 6)}
                 save_finetuned(folder / "best", model, state=weights, tokenizer=start.tokenizer)
         return is_enough()
+
+    def warn_of_photos() -> None:
+        before = len(unreadable)
+        for row in sorted(gather_object(list(unseen)) if world.size > 1 else unseen):
+            if (path := data.train[row].post.image) is not None:
+                unreadable.setdefault(path)
+        if len(unreadable) > before:
+            text = (
+                f"{len(unreadable)} photos of the training split cannot be read, and their sentences are trained as "
+                f"if they had none: {image_error(next(iter(unreadable)))}"
+            )
+            tracker.event("warning", state.step, text=text)
 
     def is_enough() -> bool:
         return 0 < config.patience <= state.stale
@@ -238,7 +275,7 @@ def train_seed(
                 state=state,
                 total_steps=total_steps,
                 global_batch=config.batch,
-                every=Every(config.tracking.log_every, per_epoch, config.save_every or per_epoch),
+                every=Every(config.tracking.log_every, per_epoch, config.save_every, save_evaluated=True),
                 log=log,
                 evaluate=evaluate,
                 save=save,
@@ -261,6 +298,7 @@ def train_seed(
             "best_epoch": best.model.config.source["epoch"],
             "epochs": state.epoch,
             "train_sentences": len(data.train),
+            "unreadable_train_images": len(unreadable),
             "splits": {},
         }
         for split in data.splits:

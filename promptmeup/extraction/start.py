@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from transformers import AutoModel, AutoTokenizer
 
 from promptmeup.config import Config
 from promptmeup.errors import ConfigError, WeightsError
+from promptmeup.extraction.folder import read_whole
 from promptmeup.models.alignment import AlignmentModel
 from promptmeup.models.extraction import EXTRACTION_TYPES
 from promptmeup.models.fused import FusedEncoder, fused_encoder
 from promptmeup.models.saving import load_model, load_saved_tokenizer, state_fingerprint
 from promptmeup.models.text import TextConfig, build_bert, load_tokenizer
 from promptmeup.models.vision import VisionConfig, build_vision
-from promptmeup.models.weights import find, model_type, quiet_transformers
+from promptmeup.models.weights import find, model_type
 
 
 class EncodersConfig(Config):
@@ -49,9 +49,13 @@ def open_start(source: str, *, encoders: EncodersConfig, text_only: bool) -> Sta
 
     Raises:
         WeightsError: nothing there, or a model that cannot be fine-tuned.
-        ConfigError: a vision encoder is needed and none is given.
+        ConfigError: a vision encoder is needed and none is given, or `encoders` are given and not needed.
     """
     folder = model_folder(Path(source).expanduser())
+    if folder is not None and encoders != EncodersConfig():
+        raise ConfigError(
+            f"encoders.* go with a plain BERT, and model={source} is a model of ours, which has its own: leave them out"
+        )
     if folder is None:
         encoder, vision, tokenizer = _plain(source, encoders, text_only=text_only)
     elif (folder / "model.json").exists():
@@ -89,12 +93,7 @@ def _of_alignment(
 
 
 def _exported(folder: Path, *, text_only: bool) -> tuple[FusedEncoder, VisionConfig | None, Any]:
-    try:
-        with quiet_transformers():
-            model = AutoModel.from_pretrained(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise WeightsError(f"cannot read the model in {folder}: {error}") from error
+    model, tokenizer = read_whole(folder)
     if model.config.model_type == "promptmeup":
         return *_of_alignment(model.alignment, str(folder), text_only=text_only), tokenizer
     description = model.config.encoder

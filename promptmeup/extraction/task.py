@@ -12,6 +12,7 @@ from promptmeup.extraction.data import Corpus, labels_of, subset, task_of
 from promptmeup.extraction.examples import Example, SentenceEncoder
 from promptmeup.extraction.pictures import Pictures
 from promptmeup.models.extraction import Task
+from promptmeup.models.weights import some
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,18 @@ class TaskData:
 
     @property
     def sha256(self) -> dict[str, str]:
-        """File of labels -> SHA-256, of all splits."""
-        parts = [self.train_statistics, self.val.statistics, *(split.statistics for split in self.splits)]
-        return {name: digest for part in parts for name, digest in part.sha256.items()}
+        """File of labels -> SHA-256, of all splits; with its split where others have files of the same name."""
+        splits = {"train": self.train_statistics, "val": self.val.statistics}
+        splits |= {split.name: split.statistics for split in self.splits}
+        digests: dict[str, dict[str, str]] = {}
+        for split, statistics in splits.items():
+            for name, digest in statistics.sha256.items():
+                digests.setdefault(name, {})[split] = digest
+        return {
+            name if len(set(found.values())) == 1 else f"{name} ({split})": digest
+            for name, found in digests.items()
+            for split, digest in found.items()
+        }
 
 
 def open_task(
@@ -66,10 +76,16 @@ def open_task(
         seed: chooses the subset, where data.subset_seed does not.
 
     Raises:
-        CorpusError: a split is empty.
+        CorpusError: a split is empty, or no relation is named as `none` is.
     """
     data = corpus.data
     task, labels = task_of(data), labels_of(data, corpus.rows["train"], none=none)
+    if task == "relations" and none is not None and none not in labels:
+        raise CorpusError(
+            f"none={none!r} is none of the {len(labels)} relations of {data.root} ({some(list(labels))}), so that "
+            "saying that there is no relation would count as finding one. Set none to the one that says so, or "
+            "none=null where each of them is a relation"
+        )
     encoder = SentenceEncoder(tokenizer, labels=labels, max_tokens=data.max_tokens)
     rows = subset(
         corpus.rows["train"],
@@ -87,7 +103,7 @@ def open_task(
     return TaskData(
         task=task,
         labels=labels,
-        none=none if task == "relations" and none in labels else None,
+        none=none if task == "relations" else None,
         train=tuple(encoder.encode(row) for row in rows),
         train_statistics=corpus.statistics["train"],
         val=splits["val"],

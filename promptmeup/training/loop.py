@@ -37,6 +37,8 @@ class Every:
     log: int
     evaluate: int
     save: int
+    save_evaluated: bool = False
+    """save after each evaluation, too"""
 
 
 def fit(
@@ -80,7 +82,9 @@ def fit(
         is_last = state.step == total_steps
         order = orders()
         is_stopping = order >= Order.STOP
+        is_due = every.evaluate > 0 and state.step % every.evaluate == 0 and not is_stopping
         is_saving = is_last or order is not Order.GO or (every.save > 0 and state.step % every.save == 0)
+        is_saving = is_saving or (is_due and every.save_evaluated)
 
         if is_saving or state.step % every.log == 0 or state.step == 1:
             values = {name: value.item() for name, value in metrics.items()}
@@ -90,7 +94,6 @@ def fit(
             values["data_wait"] = data_seconds / seconds
             log(state.step, values, seconds)
             data_seconds, logged_step, logged_at = 0.0, state.step, time.perf_counter()
-        is_due = every.evaluate > 0 and state.step % every.evaluate == 0 and not is_stopping
         if is_last or is_due:
             note("evaluation", state.step)
             is_last = evaluate() or is_last

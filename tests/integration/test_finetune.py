@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,17 +10,20 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from promptmeup.config import load
-from promptmeup.errors import CheckpointError, ConfigError, WeightsError
+from promptmeup.errors import CheckpointError, ConfigError, CorpusError, WeightsError
+from promptmeup.extraction.data import read_corpus
 from promptmeup.extraction.predictions import read_predictions
 from promptmeup.extraction.seed_run import FinetuneConfig
+from promptmeup.extraction.task import open_task
 from promptmeup.models.alignment import build_model
 from promptmeup.models.saving import save_model
 from promptmeup.models.text import load_tokenizer
 from promptmeup.shard_format import file_sha256
 from promptmeup.tracking import journal
-from tests.support.ranks import run_ranks
+from tests.support.ranks import RankError, run_ranks
 from tests.support.real_data import ROOT
 from tests.support.tiny_alignment import TINY
 
@@ -169,14 +173,93 @@ def test_done_is_done_and_other_settings_are_refused(alone: Path, pretrained: Pa
     before = (alone / "seed-1/journal.jsonl").stat().st_size
     assert run(configured(corpus, alone, pretrained)) == 0
     assert (alone / "seed-1/journal.jsonl").stat().st_size == before
-    from promptmeup.extraction.finetune import _finished
-    from tests.support.ranks import one_world
-
     changed = configured(corpus, alone, pretrained, "batch=4", "optim.lr=2e-3")
     with pytest.raises(
         CheckpointError, match=r"other settings \(batch was 8 and is 4; optim.lr was 0.001 and is 0.002"
     ):
-        _finished(changed, 1, alone / "seed-1", one_world())
+        look(changed)
+
+
+def look(config: FinetuneConfig) -> dict[str, Any] | None:
+    """Return the result of seed 1, as a start looks for it."""
+    from promptmeup.extraction.finetune import _finished, _identity
+    from tests.support.ranks import one_world
+
+    return _finished(_identity(config, 1, read_corpus(config.data)), config.out / "seed-1", one_world())
+
+
+def test_corrected_labels_are_another_run(
+    pretrained: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old result is not given for the new labels, and no checkpoint goes on with them."""
+    copy = shutil.copytree(corpus, tmp_path / "corpus")
+    config = configured(copy, tmp_path / "run", pretrained)
+    assert run(config, stop_after=2) == 85
+    assert look(config) is None
+    file = copy / "entities-train.jsonl"
+    file.write_text(
+        file.read_text().replace("B-PER", "B-X").replace("B-LOC", "B-PER").replace("B-X", "B-LOC")
+    )
+    with pytest.raises(CheckpointError, match=r"labels_sha256\.train\.entities-train\.jsonl was '"):
+        look(config)
+
+
+def test_other_weights_are_another_run(pretrained: Path, corpus: Path, tmp_path: Path) -> None:
+    """The model that a run starts from was trained again at the same place."""
+    start = shutil.copytree(pretrained, tmp_path / "pretrained")
+    config = configured(corpus, tmp_path / "run", start)
+    assert run(config, stop_after=2) == 85
+    file = start / "model/model.safetensors"
+    save_file({name: value + 1 for name, value in load_file(file).items()}, file)
+    with pytest.raises(RankError, match="weights"):
+        run(config)
+
+
+def test_a_start_that_came_to_nothing_may_be_corrected(
+    pretrained: Path, corpus: Path, tmp_path: Path
+) -> None:
+    wrong = configured(corpus, tmp_path / "run", Path("/no/such/run"))
+    assert look(wrong) is None
+    with pytest.raises(RankError, match="/no/such/run does not exist"):
+        run(wrong)
+    assert look(configured(corpus, tmp_path / "run", pretrained)) is None
+
+
+def test_photos_that_cannot_be_read_are_said(pretrained: Path, corpus: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(corpus, tmp_path / "corpus")
+    (copy / "red.png").write_bytes(b"<html>404</html>")
+    out = tmp_path / "run"
+    assert run(configured(copy, out, pretrained), ranks=2) == 0
+    said = [line["text"] for line in journal.read(out / "seed-1/journal.jsonl") if line["event"] == "warning"]
+    (text,) = said
+    assert text.startswith("1 photos of the training split cannot be read")
+    assert text.endswith(f"{copy / 'red.png'} is no image, or a damaged one")
+    assert json.loads((out / "seed-1/result.json").read_text())["unreadable_train_images"] == 1
+
+
+@pytest.mark.parametrize("seeds", ["[1,1]", "[-1]"])
+def test_seeds_are_numbers_that_differ(pretrained: Path, corpus: Path, tmp_path: Path, seeds: str) -> None:
+    with pytest.raises(ConfigError, match="seeds"):
+        configured(corpus, tmp_path, pretrained, f"seeds={seeds}")
+
+
+def test_a_negative_class_that_is_no_label_is_refused(pretrained: Path, corpus: Path, tmp_path: Path) -> None:
+    """Left alone, saying that there is no relation would count as finding one."""
+    renamed = tmp_path / "corpus"
+    shutil.copytree(corpus, renamed)
+    for file in renamed.glob("relations-*.jsonl"):
+        file.write_text(file.read_text().replace('"None"', '"no_relation"'))
+
+    def opened(none: str) -> str | None:
+        config = configured(renamed, tmp_path, pretrained, f"none={none}", task="relations")
+        tokenizer = load_tokenizer(TINY.text)
+        data = read_corpus(config.data)
+        return open_task(data, tokenizer=tokenizer, none=config.none, image_size=None, seed=1).none
+
+    with pytest.raises(CorpusError, match=r"none='None' is none of the 2 relations .*near, no_relation"):
+        opened("None")
+    assert opened("no_relation") == "no_relation"
+    assert opened("null") is None
 
 
 def test_seeds_and_early_stopping(pretrained: Path, corpus: Path, tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ import pytest
 from promptmeup.config import load
 from promptmeup.corpora.extraction import read
 from promptmeup.errors import ConfigError, CorpusError
-from promptmeup.extraction.data import JsonlData, TwitterData, labels_of, read_corpus, subset, task_of
+from promptmeup.extraction.data import (
+    JsonlData,
+    MnreData,
+    TwitterData,
+    labels_of,
+    read_corpus,
+    subset,
+    task_of,
+)
 from promptmeup.extraction.report import describe_corpus
 from promptmeup.extraction.seed_run import FinetuneConfig
 from promptmeup.records import RelationInstance, TaggedSentence, WordSpan
@@ -77,8 +85,10 @@ def test_labels_of_ones_own_corpus(tmp_path: Path) -> None:
     data = corpus(tmp_path, relations, "relations")
     assert labels_of(data, read(data, "train"), none="None") == ("None", "b", "x")
     assert labels_of(data, read(data, "train"), none=None) == ("None", "b", "x")
-    with pytest.raises(CorpusError, match=r"the training split of .* is empty"):
-        labels_of(corpus(tmp_path, [], "relations"), (), none="None")
+    mnre = MnreData.model_validate({"root": tmp_path})
+    for empty in (corpus(tmp_path, [], "relations"), mnre):
+        with pytest.raises(CorpusError, match=r"the training split of .* is empty"):
+            labels_of(empty, (), none="None")
 
 
 def test_either_fraction_or_shots() -> None:

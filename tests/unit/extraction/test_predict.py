@@ -118,11 +118,16 @@ def test_boxes_count_where_the_model_looks_at_them(
     tiny: dict[str, Path], photos: Path, tmp_path: Path
 ) -> None:
     boxes = (Box(2, 2, 20, 30, "person", 0.9),)
-    looks = Extractor.load(save_tiny(tmp_path / "best", "relations", vision=True, max_crops=2))
+    said: list[str] = []
+    folder = save_tiny(tmp_path / "best", "relations", vision=True, max_crops=2)
+    looks = Extractor.load(folder, warn=said.append)
     plain = Extractor.load(tiny["relations"])
     queries = [Query("Ada met Eve", photos / "noise.png", "Ada", "Eve", given) for given in (None, boxes)]
     without, with_boxes = (found.probabilities for found in looks.relations_batch(queries))
     assert without != pytest.approx(with_boxes, abs=1e-4)
+    looks.relations_batch(queries)
+    (warning,) = said
+    assert "trained with up to 2 objects beside a photo and sees the photo alone: give their" in warning
     alike = [found.probabilities for found in plain.relations_batch(queries)]
     assert alike[0] == pytest.approx(alike[1], abs=1e-6)
     assert alike[0] == pytest.approx(without, abs=1e-5)

@@ -71,6 +71,14 @@ def test_a_file_of_sentences(
     assert [path.name for path in output.parent.iterdir()] == ["out.jsonl"]
 
 
+def test_half_an_emoji_is_carried_along(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Tweets that were cut have such; it has no UTF-8."""
+    lines = [{"id": "1", "text": "Bo", "note": "cut \ud83d"}, {"id": "\udc00", "text": "über"}]
+    predict_lines(tiny["text"], write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl")
+    made = read_output(tmp_path / "out.jsonl")
+    assert [line.items() >= given.items() for line, given in zip(made, lines, strict=True)] == [True, True]
+
+
 def test_a_file_of_relations(tiny: dict[str, Path], tmp_path: Path) -> None:
     lines = [
         {"id": 7, "text": "Ada met Grace Hopper", "head": "Ada", "tail": "Grace Hopper", "relation": "gold"},

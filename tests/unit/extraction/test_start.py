@@ -1,9 +1,11 @@
 """What fine-tuning may start from, and that it starts with exactly those weights."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from promptmeup.errors import ConfigError, WeightsError
 from promptmeup.extraction.start import EncodersConfig, open_start
@@ -72,3 +74,23 @@ def test_a_fine_tuned_model_goes_on(tiny: dict[str, Path]) -> None:
         open_start(str(tiny["entities"]), encoders=NOTHING, text_only=True)
     with pytest.raises(ConfigError, match=r"with no vision encoder: set data\.text_only=true"):
         open_start(str(tiny["text"]), encoders=NOTHING, text_only=False)
+
+
+def test_encoders_of_ones_own_beside_a_model_of_ours(run: Path, tiny: dict[str, Path]) -> None:
+    """They would be left alone without a word, in a sweep over them, say."""
+    for source in (run, tiny["entities"]):
+        with pytest.raises(
+            ConfigError, match=r"encoders\.\* go with a plain BERT, and model=.* is a model of ours"
+        ):
+            open_start(str(source), encoders=EncodersConfig(dropout=0.5), text_only=False)
+
+
+def test_a_folder_without_all_its_weights(tiny: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny["entities"], tmp_path / "best")
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in tensors.items() if "layers" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        WeightsError, match=r"does not fit its config.json; missing or unknown: .* and \d+ more"
+    ):
+        open_start(str(folder), encoders=NOTHING, text_only=False)

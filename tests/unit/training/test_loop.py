@@ -87,6 +87,20 @@ def test_periods_and_end() -> None:
     ]
 
 
+def test_a_period_of_saving_comes_on_top_of_evaluations() -> None:
+    """As in fine-tuning, where a checkpoint follows each epoch."""
+    run = Recorder()
+    assert run.fit(8, Every(log=100, evaluate=4, save=3, save_evaluated=True)) is Order.GO
+    assert [event for event in run.events if event[0] != "log"] == [
+        ("save", 3),
+        ("evaluate", 4),
+        ("save", 4),
+        ("save", 6),
+        ("evaluate", 8),
+        ("save", 8),
+    ]
+
+
 def test_stop_saves_at_once_and_resumes() -> None:
     run = Recorder(stop_at=3)
     assert run.fit(7, Every(log=100, evaluate=3, save=0)) is Order.STOP
