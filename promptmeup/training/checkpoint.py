@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -48,7 +49,7 @@ class Checkpoint:
     tag: str
     state: RunState
     damaged: tuple[str, ...] = ()
-    """what was said, on rank 0, of newer ones that were put aside"""
+    """what was said, on rank 0, of newer ones that are damaged"""
 
 
 def complete(run: Path) -> list[str]:
@@ -179,7 +180,8 @@ def find(run: Path, *, order: Mapping[str, int | str], world: World) -> Checkpoi
     A damaged one is put aside under another name, loudly, and the one before it is taken.
 
     Raises:
-        CheckpointError: all are damaged, or the checkpoint belongs to another order of the data.
+        CheckpointError: all are damaged, now or at an earlier start; a rank does not see them; or the checkpoint belongs
+            to another order of the data.
     """
     folder = run / "checkpoints"
     damaged: list[str] = []
@@ -203,28 +205,43 @@ def find(run: Path, *, order: Mapping[str, int | str], world: World) -> Checkpoi
             )
             warn(said[-1])
         barrier(world)
-    if damaged:
-        raise CheckpointError(
-            f"no checkpoint of {run} is whole: {'; '.join(damaged)}. Bring one back (they are called *.damaged now), "
-            f"or delete {folder} to begin again"
-        )
+    aside = broadcast_object(_put_aside(folder), world)
+    if damaged or aside:
+        raise _none_is_whole(run, damaged or aside)
     return None
 
 
 def peek(run: Path) -> Checkpoint | None:
-    """Return the newest checkpoint without looking whether it is whole; None where there is none.
+    """Return the newest checkpoint whose state can be read, else unverified; None where there is none yet.
 
     Raises:
-        CheckpointError: its state cannot be read.
+        CheckpointError: there are some, and of none the state can be read.
     """
-    tags = complete(run)
-    if not tags:
-        return None
-    place = run / "checkpoints" / tags[-1]
-    try:
-        return Checkpoint(place.parent, tags[-1], _read(place)[0])
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{place}: run_state.json cannot be read: {error}") from error
+    folder = run / "checkpoints"
+    damaged: list[str] = []
+    for tag in reversed(complete(run)):
+        try:
+            return Checkpoint(folder, tag, _read(folder / tag)[0], tuple(damaged))
+        except (FileNotFoundError, ValueError) as error:  # `find` will put it aside
+            damaged.append(f"{folder / tag} (run_state.json cannot be read: {error})")
+        except OSError as error:
+            raise CheckpointError(f"{folder / tag}: run_state.json cannot be read: {error}") from error
+    if damaged or _put_aside(folder):
+        raise _none_is_whole(run, damaged or _put_aside(folder))
+    return None
+
+
+def _put_aside(folder: Path) -> list[str]:
+    """Return the damaged checkpoints that some start has renamed: a run that has them and no other is no new run."""
+    return sorted(str(path) for path in folder.glob("step-*.damaged"))
+
+
+def _none_is_whole(run: Path, damaged: list[str]) -> CheckpointError:
+    return CheckpointError(
+        f"no checkpoint of {run} is whole: {'; '.join(damaged)}. Bring one back (once put aside they are called "
+        f"*.damaged), or, to begin again from step 0, delete {run / 'checkpoints'} with its *.damaged folders, or choose "
+        "another out="
+    )
 
 
 def _read(place: Path) -> tuple[RunState, Files]:
@@ -248,17 +265,26 @@ def _verified(place: Path, world: World) -> tuple[RunState | None, str]:
     state: RunState | None = None
     rotten: str | None = None
     away: str | None = None
+    missing: str | None = None
+    here = f"rank {world.rank} on {socket.gethostname()}"
     try:
         state, files = _read(place)
         for name in sorted(files)[world.rank :: world.size]:
             if rotten is None and _hashed(place, [name])[name] != files[name]:
                 rotten = f"{name} is not what was written"
     except FileNotFoundError as error:
-        rotten = f"{Path(error.filename).name} is not there"
+        missing = str(error.filename)
     except ValueError as error:
         rotten = f"run_state.json cannot be read: {error}"
     except OSError as error:
-        away = f"rank {world.rank} cannot read {error.filename}: {error.strerror}"
+        away = f"{here} cannot read {error.filename}: {error.strerror}"
+    lost = {path for path in gather_objects(missing, world) if path is not None}
+    # what rank 0 sees is not lost: a node without the file system says nothing about the checkpoint
+    seen = broadcast_object({path for path in lost if Path(path).exists()}, world)
+    if missing in seen:
+        away = f"{here} cannot read {missing}, which rank 0 sees: mount {place.parent} there"
+    elif missing is not None and rotten is None:
+        rotten = f"{Path(missing).name} is not there"
     everyone = gather_objects((rotten, away), world)
     found = next((text for text, _ in everyone if text is not None), None)
     unread = next((text for _, text in everyone if text is not None), None)
