@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -29,7 +30,8 @@ Files = dict[str, tuple[int, str]]
 """name in the checkpoint -> bytes, sha256"""
 
 PROGRESS_FILE = "PROMPTMEUP_PROGRESS_FILE"
-"""variable that names a file for the newest checkpoint's step, by which a job script knows what a start has gained"""
+"""variable that names a file which changes with every checkpoint, so that a job script knows whether a start has gained
+one; its first line says the step, for people"""
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -92,7 +94,9 @@ def save(write: Transfer, *, run: Path, state: RunState, world: World, keep: int
 def _tell_progress(run: Path, step: int) -> None:
     if PROGRESS_FILE in os.environ:
         try:
-            Path(os.environ[PROGRESS_FILE]).write_text(f"{step} of {run}\n", encoding="utf-8")
+            # a run that went back may save the same step again: the second line is another one all the same
+            text = f"{step} of {run}\nsaved at {time.time_ns()} ns\n"
+            Path(os.environ[PROGRESS_FILE]).write_text(text, encoding="utf-8")
         except OSError as error:  # the script will not queue the job again; the run itself is well
             warn(f"cannot write {os.environ[PROGRESS_FILE]} ({PROGRESS_FILE}): {error.strerror}")
 
