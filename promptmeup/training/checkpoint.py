@@ -184,8 +184,8 @@ def find(run: Path, *, order: Mapping[str, int | str], world: World) -> Checkpoi
     A damaged one is put aside under another name, loudly, and the one before it is taken.
 
     Raises:
-        CheckpointError: all are damaged, now or at an earlier start; a rank does not see them; or the checkpoint belongs
-            to another order of the data.
+        CheckpointError: all are damaged, now or at an earlier start; or a rank does not see them; or the checkpoint
+            belongs to another order of the data.
     """
     folder = run / "checkpoints"
     damaged: list[str] = []
@@ -243,8 +243,8 @@ def _put_aside(folder: Path) -> list[str]:
 def _none_is_whole(run: Path, damaged: list[str]) -> CheckpointError:
     return CheckpointError(
         f"no checkpoint of {run} is whole: {'; '.join(damaged)}. Bring one back (once put aside they are called "
-        f"*.damaged), or, to begin again from step 0, delete {run / 'checkpoints'} with its *.damaged folders, or choose "
-        "another out="
+        f"*.damaged), or, to begin again from step 0, delete {run / 'checkpoints'} with its *.damaged folders, or "
+        "choose another out="
     )
 
 

@@ -57,7 +57,9 @@ def test_a_run_that_has_lost_all_does_not_begin_again_by_itself(tmp_path: Path) 
     assert checkpoint.find(tmp_path, order={}, world=ALONE) is None
     folder = saved(tmp_path, 2)
     (folder / "step-00000002/b.pt").write_text("rotten")
-    told = r"no checkpoint of \S+ is whole: \S+step-00000002.*delete \S+ with its \*\.damaged folders, or choose"
+    told = (
+        r"no checkpoint of \S+ is whole: \S+step-00000002.*delete \S+ with its \*\.damaged folders, or choose"
+    )
     for _ in range(2):
         with pytest.raises(CheckpointError, match=told):
             checkpoint.find(tmp_path, order={}, world=ALONE)
