@@ -15,7 +15,7 @@ def test_processes_wait_for_each_other_for_hours(tmp_path: Path, monkeypatch: py
     """Their shares are of shards, and nobody says a word before all have labelled theirs."""
     asked: dict[str, Any] = {}
 
-    class Asked(Exception):
+    class Asked(Exception):  # noqa: N818
         pass
 
     def state(**named: Any) -> None:
