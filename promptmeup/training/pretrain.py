@@ -221,6 +221,7 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
         if val is None:
             return False
         found = measure(encode(val))
+        state.evaluated_at = state.step
         tracker.evaluation(state.step, found)
         for warning in watch.evaluation(found):
             tracker.event("warning", state.step, text=warning)
@@ -265,6 +266,11 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
         if sources.labels is not None:
             tracker.labels(state.step, sources.labels[0].manifest.statistics)
         engine.train()
+        # a signal that came with this step saved before the evaluation that was due
+        is_due = config.evaluate_every > 0 and state.step > 0 and state.step % config.evaluate_every == 0
+        if is_due and state.evaluated_at != state.step < total_steps:
+            life.note("evaluation", state.step)
+            evaluate()
         order = fit(
             step,
             batches,

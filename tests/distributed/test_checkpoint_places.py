@@ -76,3 +76,14 @@ def test_a_peek_goes_where_the_run_will(tmp_path: Path) -> None:
     assert found is not None and found.tag == "step-00000002"
     assert "step-00000004 (run_state.json cannot be read" in found.damaged[0]
     assert json.loads((folder / "step-00000002/run_state.json").read_text())["step"] == 2
+
+
+def test_states_of_older_programs_are_read(tmp_path: Path) -> None:
+    """They do not say when they were evaluated last."""
+    folder = saved(tmp_path, 2)
+    file = folder / "step-00000002/run_state.json"
+    state = json.loads(file.read_text())
+    del state["evaluated_at"]
+    file.write_text(json.dumps(state))
+    found = checkpoint.find(tmp_path, order={}, world=ALONE)
+    assert found is not None and (found.state.step, found.state.evaluated_at) == (2, -1)
