@@ -51,6 +51,7 @@ from promptmeup.tracking.provenance import environment
 from promptmeup.tracking.system import NodeWatch
 from promptmeup.tracking.tracker import Tracker
 from promptmeup.training import checkpoint
+from promptmeup.training.claim import claimed
 from promptmeup.training.evaluation import encode_split, measure
 from promptmeup.training.inputs import datasets, galleries, open_sources, write_description
 from promptmeup.training.lifeline import Lifeline, guarded
@@ -86,7 +87,11 @@ def train(config: PretrainConfig, world: World, stop: StopFlag | None = None) ->
     if not may_start(config.out, world):
         say(world, f"{config.out / STOP_FILE} is there, so nothing is done; remove it to go on")
         return 0
-    with guarded(config.out, world=world, timeout=config.engine.timeout) as life:
+    # first the claim: a report of this start's end would end the ranks of another one
+    with (
+        claimed(config.out, world=world),
+        guarded(config.out, world=world, timeout=config.engine.timeout) as life,
+    ):
         orders = Orders(config.out, stop=stop or StopFlag(), world=world)
         return _train(config, world, orders=orders, life=life)
 
