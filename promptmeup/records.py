@@ -309,6 +309,8 @@ class RunState:
     """that this position lies in"""
     best: float = -1.0
     """best evaluation score so far"""
+    evaluated_at: int = -1
+    """step of the last evaluation of a pre-training run; -1 before the first, and of checkpoints that do not say it"""
     stale: int = 0
     """evaluations since that one"""
     skipped: int = 0

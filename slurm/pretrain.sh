@@ -18,7 +18,13 @@ shift
 # shellcheck source=slurm/env.sh
 source "$SLURM_SUBMIT_DIR/slurm/env.sh"
 
-# is all there that the run needs, on every node? DOCTOR=off sbatch ... leaves it out
-[ "${DOCTOR:-on}" = off ] || WAIT=600 ranks launch/doctor.py --config "$config" "$@" || exit
+# is all there that the run needs, on every node? DOCTOR=off sbatch ... leaves it out. Ten minutes to meet: libraries
+# come slowly over a busy network. A job that has run already is not ended by it: the run knows how to get on
+if [ "${DOCTOR:-on}" != off ]; then
+  WAIT=600 ranks launch/doctor.py --config "$config" --timeout 600 "$@"
+  code=$?
+  if [ "$code" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ]; then exit "$code"; fi
+  [ "$code" -eq 0 ] || echo "the doctor ended with $code; a job that was queued again starts all the same"
+fi
 ranks launch/pretrain.py --config "$config" "$@"
 finish $?

@@ -38,13 +38,19 @@ def watched(
 
 
 def report_to(file: Path, *, rank: int, warn: Callable[[str], None]) -> Callable[[Substitute], None]:
-    """Return a reporter that appends a JSON line to `file`, which all ranks share, and warns."""
+    """Return a reporter that appends a JSON line to `file`, which all ranks share, and warns.
+
+    A full disk costs the line and not the run.
+    """
 
     def report(substitute: Substitute) -> None:
         line = json.dumps(asdict(substitute) | {"rank": rank}) + "\n"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8") as lines:  # one write: lines of several ranks do not mix
-            lines.write(line)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as lines:  # one write: lines of several ranks do not mix
+                lines.write(line)
+        except OSError as error:
+            warn(f"cannot write {file}: {error.strerror}; training goes on")
         warn(
             f"{substitute.shard}, byte {substitute.offset}, key {substitute.key}: {substitute.reason}; "
             f"photo {substitute.by} is shown instead"

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -38,8 +39,9 @@ def say(world: World, *values: object) -> None:
 
 
 def warn(text: str) -> None:
-    """Print a warning to standard error, on whatever rank."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    """Print a warning to standard error, on whatever rank; a full disk below it costs the warning and no run."""
+    with suppress(OSError, ValueError):
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def highest(value: float, world: World) -> float:

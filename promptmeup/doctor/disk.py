@@ -12,7 +12,7 @@ import torch
 from promptmeup.data.remote import is_remote
 from promptmeup.distributed.memory import checkpoint_bytes
 from promptmeup.distributed.world import World
-from promptmeup.doctor.finding import GB, Finding, failed, ok
+from promptmeup.doctor.finding import GB, Finding, failed, ok, warning
 from promptmeup.errors import CheckpointError
 from promptmeup.progress import spoken
 from promptmeup.training.checkpoint import changes, peek
@@ -153,6 +153,12 @@ def start_point(config: PretrainConfig) -> Finding:
             f"{config.out} was trained on another data order or other labels: {'; '.join(changed)}; "
             "restore what changed, or "
             "choose another out="
+        )
+    if found.damaged:
+        return warning(
+            f"{'; '.join(found.damaged)}: the run puts it aside and goes on from {tag}, after "
+            f"{state.pairs_consumed:,} pairs",
+            step=state.step,
         )
     if config.steps is not None and state.step >= config.steps:
         return ok(f"{tag} is the last step: nothing is left to train", step=state.step)

@@ -1,5 +1,6 @@
 """One seed of a fine-tuning: start, data, model, optimizer, loop, report, in adjacent lines."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -169,19 +170,26 @@ def train_seed(
         rate = torch.tensor(max(peaks) * scale)
         mean = accelerator.reduce(loss.detach(), "mean")
         if not mean.isfinite():
-            state.skipped += 1
-            why = NotFiniteError(f"loss = {mean.item()}: sentences of this rank: {' '.join(batch.keys[:8])}")
-            tracker.event("skipped", number + 1, why=skipped.insist(number + 1, why))
-            return {"lr": rate}
-        skipped.end()
+            return skip(
+                number, rate, f"loss = {mean.item()}: sentences of this rank: {' '.join(batch.keys[:8])}"
+            )
         accelerator.backward(loss)
-        found = {"loss": mean, "lr": rate}
-        if config.optim.gradient_clipping > 0:
-            norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.gradient_clipping)
-            found |= {} if norm is None else {"gradient_norm": torch.as_tensor(norm)}
+        # measured where it is not clipped, too; it is the world's, so the ranks agree
+        norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.gradient_clipping or math.inf)
+        # DeepSpeed has made its step by now, and looks after itself
+        if accelerator.state.deepspeed_plugin is None and not math.isfinite(norm):
+            optimizer.zero_grad()
+            return skip(number, rate, f"gradient norm = {float(norm)}")
+        skipped.end()
         optimizer.step()
         optimizer.zero_grad()
-        return found
+        found = {"loss": mean, "lr": rate}
+        return found if norm is None else found | {"gradient_norm": torch.as_tensor(norm)}
+
+    def skip(number: int, rate: Tensor, what: str) -> dict[str, Tensor]:
+        state.skipped += 1
+        tracker.event("skipped", number + 1, why=skipped.insist(number + 1, NotFiniteError(what)))
+        return {"lr": rate}
 
     def log(number: int, metrics: dict[str, float], seconds: float) -> None:  # noqa: ARG001
         # what the loop counts as pairs are sentences here

@@ -112,10 +112,19 @@ class Backlog:
         """Forget the batch of the last `take`: MLflow has it."""
         self._batch = Batch()
 
-    def artifacts(self) -> list[Path]:
-        """Return the files that belong to the run and exist, as far as the journal has been read."""
-        found = [path for part in ("config*.yaml", "environment*.json") for path in self._folder.glob(part)]
-        return [p for p in [*sorted(found), self._folder / "curves.png", *self._artifacts] if p.is_file()]
+    def artifacts(self) -> dict[str, Path]:
+        """Return the files that belong to the run and exist, by their places in MLflow, as far as the journal was read.
+
+        Of two of one name, such as the galleries of two splits, the one noted later has as much of its path before its
+        name as sets it apart.
+        """
+        own = [path for part in ("config*.yaml", "environment*.json") for path in self._folder.glob(part)]
+        found: dict[str, Path] = {}
+        for path in dict.fromkeys([*sorted(own), self._folder / "curves.png", *self._artifacts]):
+            parts = path.parts[1:] if path.is_absolute() else path.parts
+            places = ["/".join(parts[start:]) for start in reversed(range(len(parts)))]
+            found[next((place for place in places if place not in found), places[-1])] = path
+        return {place: path for place, path in found.items() if path.is_file()}
 
     def _lines(self) -> Iterator[_Lines]:
         """Yield the journal, then each node's system metrics, those that exist."""

@@ -65,10 +65,14 @@ class Journal:
             self._torn = True
             if not self._warned:
                 self._warned = True
-                print(
-                    f"warning: cannot write {self.path}: {error.strerror}; training goes on without it",
-                    file=sys.stderr,
-                )
+                with contextlib.suppress(
+                    OSError, ValueError
+                ):  # standard error may be a file on the same disk
+                    print(
+                        f"warning: cannot write {self.path}: {error.strerror}; training goes on without it",
+                        file=sys.stderr,
+                        flush=True,
+                    )
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

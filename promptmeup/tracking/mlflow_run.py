@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,10 @@ def run_id(folder: Path) -> str | None:
         return None
 
 
+Present = dict[str, tuple[int, int | None]]
+"""artifact -> its bytes, and the time of change of the file that we sent"""
+
+
 @dataclass
 class OpenRun:
     """An open MLflow run, and what it lacks of its run folder."""
@@ -92,8 +96,8 @@ class OpenRun:
     status: str
     """as MLflow shows it"""
     backlog: Backlog
-    _present: dict[str, tuple[int, int | None]] | None = None
-    """artifact -> its bytes, and the time of change of the file that we sent"""
+    _present: dict[str, Present] = field(default_factory=dict)
+    """folder of artifacts -> what is there"""
 
     def send_lines(self) -> int:
         """Send the lines that MLflow lacks, in batches, each with the new position; return how many."""
@@ -123,19 +127,24 @@ class OpenRun:
 
     def send_files(self) -> int:
         """Send the run's files that MLflow lacks or has in another size; return how many."""
-        if self._present is None:
-            self._present = {
-                file.path: (file.file_size, None) for file in self.client.list_artifacts(self.id)
-            }
         files = 0
-        for path in self.backlog.artifacts():
+        for place, path in self.backlog.artifacts().items():
+            folder = place.rpartition("/")[0]
             found = path.stat()
-            bytes_there, changed = self._present.get(path.name, (-1, None))
+            present = self._files_in(folder)
+            bytes_there, changed = present.get(place, (-1, None))
             if bytes_there != found.st_size or changed not in (None, found.st_mtime_ns):
-                self.client.log_artifact(self.id, str(path))
+                self.client.log_artifact(self.id, str(path), folder or None)
                 files += 1
-            self._present[path.name] = found.st_size, found.st_mtime_ns
+            present[place] = found.st_size, found.st_mtime_ns
         return files
+
+    def _files_in(self, folder: str) -> Present:
+        """Return what MLflow has in a folder of the run's artifacts; asked once."""
+        if folder not in self._present:
+            there = self.client.list_artifacts(self.id, folder or None)
+            self._present[folder] = {file.path: (file.file_size, None) for file in there}
+        return self._present[folder]
 
     def end(self, status: str, *, milliseconds: int | None = None) -> None:
         """Set the run's status, ended at `milliseconds` since 1970 or now."""

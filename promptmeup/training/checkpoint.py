@@ -13,6 +13,8 @@ import json
 import os
 import re
 import shutil
+import socket
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -28,7 +30,8 @@ Files = dict[str, tuple[int, str]]
 """name in the checkpoint -> bytes, sha256"""
 
 PROGRESS_FILE = "PROMPTMEUP_PROGRESS_FILE"
-"""variable that names a file for the newest checkpoint's step, by which a job script knows what a start has gained"""
+"""variable that names a file which changes with every checkpoint, so that a job script knows whether a start has gained
+one; its first line says the step, for people"""
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -48,7 +51,7 @@ class Checkpoint:
     tag: str
     state: RunState
     damaged: tuple[str, ...] = ()
-    """what was said, on rank 0, of newer ones that were put aside"""
+    """what was said, on rank 0, of newer ones that are damaged"""
 
 
 def complete(run: Path) -> list[str]:
@@ -91,7 +94,9 @@ def save(write: Transfer, *, run: Path, state: RunState, world: World, keep: int
 def _tell_progress(run: Path, step: int) -> None:
     if PROGRESS_FILE in os.environ:
         try:
-            Path(os.environ[PROGRESS_FILE]).write_text(f"{step} of {run}\n", encoding="utf-8")
+            # a run that went back may save the same step again: the second line is another one all the same
+            text = f"{step} of {run}\nsaved at {time.time_ns()} ns\n"
+            Path(os.environ[PROGRESS_FILE]).write_text(text, encoding="utf-8")
         except OSError as error:  # the script will not queue the job again; the run itself is well
             warn(f"cannot write {os.environ[PROGRESS_FILE]} ({PROGRESS_FILE}): {error.strerror}")
 
@@ -179,7 +184,8 @@ def find(run: Path, *, order: Mapping[str, int | str], world: World) -> Checkpoi
     A damaged one is put aside under another name, loudly, and the one before it is taken.
 
     Raises:
-        CheckpointError: all are damaged, or the checkpoint belongs to another order of the data.
+        CheckpointError: all are damaged, now or at an earlier start; or a rank does not see them; or the checkpoint
+            belongs to another order of the data.
     """
     folder = run / "checkpoints"
     damaged: list[str] = []
@@ -203,28 +209,43 @@ def find(run: Path, *, order: Mapping[str, int | str], world: World) -> Checkpoi
             )
             warn(said[-1])
         barrier(world)
-    if damaged:
-        raise CheckpointError(
-            f"no checkpoint of {run} is whole: {'; '.join(damaged)}. Bring one back (they are called *.damaged now), "
-            f"or delete {folder} to begin again"
-        )
+    aside = broadcast_object(_put_aside(folder), world)
+    if damaged or aside:
+        raise _none_is_whole(run, damaged or aside)
     return None
 
 
 def peek(run: Path) -> Checkpoint | None:
-    """Return the newest checkpoint without looking whether it is whole; None where there is none.
+    """Return the newest checkpoint whose state can be read, else unverified; None where there is none yet.
 
     Raises:
-        CheckpointError: its state cannot be read.
+        CheckpointError: there are some, and of none the state can be read.
     """
-    tags = complete(run)
-    if not tags:
-        return None
-    place = run / "checkpoints" / tags[-1]
-    try:
-        return Checkpoint(place.parent, tags[-1], _read(place)[0])
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{place}: run_state.json cannot be read: {error}") from error
+    folder = run / "checkpoints"
+    damaged: list[str] = []
+    for tag in reversed(complete(run)):
+        try:
+            return Checkpoint(folder, tag, _read(folder / tag)[0], tuple(damaged))
+        except (FileNotFoundError, ValueError) as error:  # `find` will put it aside
+            damaged.append(f"{folder / tag} (run_state.json cannot be read: {error})")
+        except OSError as error:
+            raise CheckpointError(f"{folder / tag}: run_state.json cannot be read: {error}") from error
+    if damaged or _put_aside(folder):
+        raise _none_is_whole(run, damaged or _put_aside(folder))
+    return None
+
+
+def _put_aside(folder: Path) -> list[str]:
+    """Return the damaged checkpoints that some start has renamed: a run that has them and no other is no new run."""
+    return sorted(str(path) for path in folder.glob("step-*.damaged"))
+
+
+def _none_is_whole(run: Path, damaged: list[str]) -> CheckpointError:
+    return CheckpointError(
+        f"no checkpoint of {run} is whole: {'; '.join(damaged)}. Bring one back (once put aside they are called "
+        f"*.damaged), or, to begin again from step 0, delete {run / 'checkpoints'} with its *.damaged folders, or "
+        "choose another out="
+    )
 
 
 def _read(place: Path) -> tuple[RunState, Files]:
@@ -248,17 +269,26 @@ def _verified(place: Path, world: World) -> tuple[RunState | None, str]:
     state: RunState | None = None
     rotten: str | None = None
     away: str | None = None
+    missing: str | None = None
+    here = f"rank {world.rank} on {socket.gethostname()}"
     try:
         state, files = _read(place)
         for name in sorted(files)[world.rank :: world.size]:
             if rotten is None and _hashed(place, [name])[name] != files[name]:
                 rotten = f"{name} is not what was written"
     except FileNotFoundError as error:
-        rotten = f"{Path(error.filename).name} is not there"
+        missing = str(error.filename)
     except ValueError as error:
         rotten = f"run_state.json cannot be read: {error}"
     except OSError as error:
-        away = f"rank {world.rank} cannot read {error.filename}: {error.strerror}"
+        away = f"{here} cannot read {error.filename}: {error.strerror}"
+    lost = {path for path in gather_objects(missing, world) if path is not None}
+    # what rank 0 sees is not lost: a node without the file system says nothing about the checkpoint
+    seen = broadcast_object({path for path in lost if Path(path).exists()}, world)
+    if missing in seen:
+        away = f"{here} cannot read {missing}, which rank 0 sees: mount {place.parent} there"
+    elif missing is not None and rotten is None:
+        rotten = f"{Path(missing).name} is not there"
     everyone = gather_objects((rotten, away), world)
     found = next((text for text, _ in everyone if text is not None), None)
     unread = next((text for _, text in everyone if text is not None), None)

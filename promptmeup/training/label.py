@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from promptmeup.shard_format import ShardEntry, label_dtype, label_file, labels_
 from promptmeup.training.teacher import open_teacher
 
 AGREEMENT_SAMPLES = 20_000
+_PATIENCE = timedelta(hours=12)
 
 
 class LabelRunConfig(LabelConfig):
@@ -42,7 +44,8 @@ def label(config: LabelRunConfig) -> None:
     rank, size, local_rank = place(os.environ)
     if size > 1:
         announce(rank, size, local_rank)  # srun says it in other words
-    processes = PartialState(cpu=config.device == "cpu")
+    # the ranks wait for each other only at the end of a split, and their shares may differ by hours
+    processes = PartialState(cpu=config.device == "cpu", timeout=_PATIENCE)
     device = processes.device if config.device == "auto" else torch.device(config.device)
     is_main = processes.is_main_process
     for folder in config.splits:

@@ -51,6 +51,7 @@ from promptmeup.tracking.provenance import environment
 from promptmeup.tracking.system import NodeWatch
 from promptmeup.tracking.tracker import Tracker
 from promptmeup.training import checkpoint
+from promptmeup.training.claim import claimed
 from promptmeup.training.evaluation import encode_split, measure
 from promptmeup.training.inputs import datasets, galleries, open_sources, write_description
 from promptmeup.training.lifeline import Lifeline, guarded
@@ -86,7 +87,11 @@ def train(config: PretrainConfig, world: World, stop: StopFlag | None = None) ->
     if not may_start(config.out, world):
         say(world, f"{config.out / STOP_FILE} is there, so nothing is done; remove it to go on")
         return 0
-    with guarded(config.out, world=world, timeout=config.engine.timeout) as life:
+    # first the claim: a report of this start's end would end the ranks of another one
+    with (
+        claimed(config.out, world=world),
+        guarded(config.out, world=world, timeout=config.engine.timeout) as life,
+    ):
         orders = Orders(config.out, stop=stop or StopFlag(), world=world)
         return _train(config, world, orders=orders, life=life)
 
@@ -221,6 +226,7 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
         if val is None:
             return False
         found = measure(encode(val))
+        state.evaluated_at = state.step
         tracker.evaluation(state.step, found)
         for warning in watch.evaluation(found):
             tracker.event("warning", state.step, text=warning)
@@ -265,6 +271,11 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
         if sources.labels is not None:
             tracker.labels(state.step, sources.labels[0].manifest.statistics)
         engine.train()
+        # a signal that came with this step saved before the evaluation that was due
+        is_due = config.evaluate_every > 0 and state.step > 0 and state.step % config.evaluate_every == 0
+        if is_due and state.evaluated_at != state.step < total_steps:
+            life.note("evaluation", state.step)
+            evaluate()
         order = fit(
             step,
             batches,

@@ -19,7 +19,7 @@ class PretrainConfig(Config):
 
     out: Path
     """run folder: configuration, journal, description/ (the model without its weights, and the data), checkpoints,
-    model/ (the last) and best/ (by retrieval)"""
+    model/ (the last) and best/ (by retrieval); one start trains there at a time"""
     data: DataConfig
     model: ModelConfig
     start_from: Path | None = None

@@ -1,5 +1,6 @@
 """Who is who: places from the environment, devices, joining, agreeing."""
 
+import contextlib
 import os
 import socket
 from datetime import timedelta
@@ -18,6 +19,7 @@ from promptmeup.distributed.world import (
     leave,
     place,
     say,
+    warn,
 )
 from promptmeup.errors import ConfigError, TrainingError
 from tests.support.ranks import run_ranks
@@ -141,3 +143,12 @@ def test_alone_nothing_is_exchanged_and_only_rank_0_speaks(capsys: pytest.Captur
     say(alone, "hello", 3)
     say(World(1, 2, 1, torch.device("cpu")), "silence")
     assert capsys.readouterr().out == "hello 3\n"
+
+
+def test_a_warning_that_cannot_be_printed_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr("sys.stderr", full)
+        warn("the disk of the log is full")
+        with contextlib.suppress(OSError):
+            full.close()
+    warn("and closed")

@@ -1,6 +1,7 @@
 """Fine-tuning on real ranks: the same curve on one and two, resumed, early stopped, seeds, results, and launchers."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -167,6 +168,40 @@ def test_stopped_and_started_again(
     assert found == expected
     evaluated = journal.metrics(tmp_path / "run/seed-1/journal.jsonl", event="evaluation")
     assert sorted(evaluated) == [4, 8], "every epoch is evaluated"
+
+
+def on_rank_with_a_fault(world: Any, config: FinetuneConfig) -> int:
+    """A rank whose third step has an infinite gradient of a finite loss, as a float32 of an exploding activation."""
+    from accelerate import Accelerator
+
+    backward, calls = Accelerator.backward, []
+
+    def explodes(self: Accelerator, loss: Any, **named: Any) -> None:
+        backward(self, loss, **named)
+        calls.append(loss)
+        if len(calls) == 3:
+            next(p.grad for p in self._models[0].parameters() if p.grad is not None).flatten()[0] = float(
+                "inf"
+            )
+
+    Accelerator.backward = explodes  # type: ignore[method-assign]
+    return on_rank(world, config)
+
+
+@pytest.mark.parametrize("clipping", [1, 0])
+def test_an_infinite_gradient_is_not_taken(
+    pretrained: Path, corpus: Path, tmp_path: Path, clipping: int
+) -> None:
+    config = configured(corpus, tmp_path / "run", pretrained, f"optim.gradient_clipping={clipping}")
+    assert run_ranks(on_rank_with_a_fault, 2, config, timeout=150) == [0, 0]
+    lines = journal.read(tmp_path / "run/seed-1/journal.jsonl")
+    (skipped,) = (line for line in lines if line["event"] == "skipped")
+    assert (skipped["step"], skipped["why"]) == (3, "gradient norm = inf")
+    found = journal.metrics(tmp_path / "run/seed-1/journal.jsonl")
+    assert sorted(found) == list(range(1, 9)) and "loss" not in found[3]
+    assert all(math.isfinite(value) for values in found.values() for value in values.values())
+    (state,) = (tmp_path / "run/seed-1/checkpoints").glob("step-*/run_state.json")
+    assert json.loads(state.read_text())["skipped"] == 1
 
 
 def test_done_is_done_and_other_settings_are_refused(alone: Path, pretrained: Path, corpus: Path) -> None:

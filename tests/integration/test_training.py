@@ -139,7 +139,13 @@ def _die_at_step(world: Any, config: PretrainConfig, step: int, how: int) -> boo
 @pytest.mark.parametrize(("stage", "ranks"), [(1, 2), (3, 2), (0, 1)])
 def test_killed_and_resumed(news_world: Path, tmp_path: Path, stage: int, ranks: int) -> None:
     """SIGKILL between two checkpoints, then SIGTERM, then to the end: the uninterrupted curve, bit by bit."""
-    common = (f"engine.zero_stage={stage}", "steps=14", "save_every=4", "model.text.dropout=0.1")
+    common = (
+        f"engine.zero_stage={stage}",
+        "steps=14",
+        "save_every=4",
+        "model.text.dropout=0.1",
+        "evaluate_every=5",
+    )
     whole = tiny_config(news_world, f"out={tmp_path}/whole", *common)
     assert run_ranks(train_on_rank, ranks, whole, timeout=120) == [True] * ranks
 
@@ -153,6 +159,11 @@ def test_killed_and_resumed(news_world: Path, tmp_path: Path, stage: int, ranks:
     assert run_ranks(train_on_rank, ranks, broken, timeout=120) == [True] * ranks
 
     assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
+    evaluated, expected = (
+        journal.metrics(tmp_path / run / "journal.jsonl", event="evaluation") for run in ("broken", "whole")
+    )
+    assert list(evaluated) == [5, 10, 14], "the signal came before the evaluation that was due with its step"
+    assert evaluated == expected
     assert complete(tmp_path / "broken") == ["step-00000012", "step-00000014"]
     # a finished run that is started again has nothing to do
     assert run_ranks(train_on_rank, ranks, broken, timeout=120) == [True] * ranks

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -85,21 +86,30 @@ def test_study(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_study_is_queued_again_after_usr2_and_not_after_a_failure(cluster: Cluster, tmp_path: Path) -> None:
+    """Of an array the one task that was told: Slurm knows its last one by the number of the whole array, too."""
     slow = with_worlds(tmp_path)
     slow["stages"]["world"]["set"].append("num_train_images=3000")
     config = configured(tmp_path, "seeds=[1]", chain_of=slow)
-    log = tmp_path / "job.out"
-    options = ("--array=0-0", *STUDY[1:])
-    job = cluster.sbatch(*options, "slurm/study.sh", str(tmp_path / "study.yaml"), "seeds=[1]", log=log)
-    until(lambda: log.exists() and "world begins" in log.read_text(), seconds=120, log=log)
-    cluster.tool("scancel", "--signal=USR2", f"{job}_0")
+    script = ("slurm/study.sh", str(tmp_path / "study.yaml"))
+    job = cluster.sbatch(*STUDY, *script, "seeds=[1]", log=tmp_path / "job-%a.out")
+    other, log = (tmp_path / f"job-{task}.out" for task in (0, 1))
+
+    def said() -> list[str]:
+        return [own.read_text() if own.exists() else "" for own in (other, log)]
+
+    until(lambda: all(said()) and "world begins" in "".join(said()), seconds=120, log=log)
+    time.sleep(2)  # the one that waits handles signals by now
+    assert cluster.fact(f"{job}_1", "JobId") == job
+    cluster.tool("scancel", "--signal=USR2", f"{job}_1")
     until(lambda: "back to the queue" in log.read_text(), seconds=60, log=log)
     assert "stopped; the same command goes on" in log.read_text()
-    assert cluster.wait(f"{job}_0") == "COMPLETED", log.read_text()
+    for task, own in enumerate((other, log)):
+        assert cluster.wait(f"{job}_{task}") == "COMPLETED", own.read_text()
+        assert cluster.fact(f"{job}_{task}", "Restarts") == str(task)
     assert "2 of 2 cells are finished" in (config.out / "report.md").read_text()
 
     failing = ("seeds=[1]", "change={jitter: [source=no/such/file]}")
     log = tmp_path / "failing.out"
-    job = cluster.sbatch(*options, "slurm/study.sh", str(tmp_path / "study.yaml"), *failing, log=log)
+    job = cluster.sbatch("--array=0-0", *STUDY[1:], *script, *failing, log=log)
     assert cluster.wait(f"{job}_0") == "FAILED", log.read_text()
     assert "not queued again: exit code 1" in log.read_text() and "no/such/file" in log.read_text()

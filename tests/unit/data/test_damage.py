@@ -39,6 +39,15 @@ def test_every_substitute_is_reported(tmp_path):
     )
 
 
+def test_a_full_disk_costs_the_report_and_not_the_run(tmp_path):
+    said = []
+    (tmp_path / "damaged.jsonl").symlink_to("/dev/full")
+    report = report_to(tmp_path / "damaged.jsonl", rank=0, warn=said.append)
+    report(LOST)
+    assert said[0].endswith("damaged.jsonl: No space left on device; training goes on")
+    assert "not a readable image" in said[1]
+
+
 @pytest.mark.parametrize(("limit", "allowed"), [(0.0, 0), (0.001, 10), (0.01, 100)])
 def test_more_than_the_limit_stops(limit, allowed):
     seen = []

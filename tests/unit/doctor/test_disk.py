@@ -103,3 +103,11 @@ def test_where_a_run_begins(packed: Path, configure: Configure) -> None:
     assert "seed was 0 and is 1; restore what changed, or choose another out=" in found.text
     (config.out / "checkpoints/step-00000004/run_state.json").write_text("{")
     assert look("checkpoint", disk.start_point, config).status == "failed"
+    _checkpoint(config.out, order)
+    newer = config.out / "checkpoints/step-00000008"
+    newer.mkdir()
+    (newer / "run_state.json").write_text("{")
+    found = look("checkpoint", disk.start_point, config)
+    assert found.status == "warning", "the run itself gets on"
+    assert "step-00000008 (run_state.json cannot be read" in found.text
+    assert "the run puts it aside and goes on from step-00000004, after 16 pairs" in found.text

@@ -1,6 +1,9 @@
+import contextlib
 import json
 import math
 from pathlib import Path
+
+import pytest
 
 from promptmeup.tracking import journal
 from promptmeup.tracking.journal import Journal
@@ -70,3 +73,14 @@ def test_full_disk_warns_once_and_raises_nothing(tmp_path: Path, capsys) -> None
     book.write("step", step=1, loss=1.0)
     book.write("step", step=2, loss=1.0)
     assert capsys.readouterr().err.count("No space left") == 1
+
+
+def test_full_disk_below_standard_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.symlink_to("/dev/full")
+    book = Journal(path)
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr("sys.stderr", full)
+        book.write("step", step=1, loss=1.0)
+        with contextlib.suppress(OSError):
+            full.close()

@@ -81,6 +81,29 @@ def test_run_without_mlflow_is_sent_whole_and_twice_is_once(
     assert 0 <= found.info.end_time - found.info.start_time < 60_000  # the run's own, not the sync's
 
 
+def test_files_of_one_name_keep_apart(store: str, client: MlflowClient, tmp_path: Path) -> None:
+    """Galleries of several splits, of their parent, and of a corpus that is called the same elsewhere."""
+    folder = tmp_path / "run"
+    tracker = attempt(folder, None, range(1, 3), finish=None)
+    pages = [tmp_path / place / "gallery.html" for place in ("a/packed/train", "a/packed", "b/packed/train")]
+    for number, page in enumerate(pages):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text("photo " * (number + 1))
+        tracker.add_artifact(page)
+    tracker.finish()
+    assert "6 files" in sync(folder, uri=store)
+    run = mlflow_run.run_id(folder) or ""
+    expected = ["gallery.html", "packed/gallery.html", "train/gallery.html"]
+    for place, page in zip(expected, pages, strict=True):
+        (found,) = (
+            file
+            for file in client.list_artifacts(run, place.rpartition("/")[0] or None)
+            if file.path == place
+        )
+        assert found.file_size == page.stat().st_size
+    assert "nothing was missing" in sync(folder, uri=store)
+
+
 def test_help_names_the_folders(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
