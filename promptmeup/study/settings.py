@@ -137,6 +137,12 @@ class ClaimConfig(Config):
     expect: Expect = "higher"
     margin: float = Field(default=MARGIN, gt=0)
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.first == self.second:
+            raise ValueError(f"'{self.first}' is compared with itself: name two arms")
+        return self
+
 
 class StudyTracking(Config):
     """Where cells go as MLflow runs when they are finished, children of the study's own run."""

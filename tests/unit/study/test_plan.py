@@ -178,6 +178,11 @@ def with_change(what: dict[str, Any]) -> Any:
             {},
             ["arms that are not there: none"],
         ),
+        (
+            ["claims=[{claim: c, first: half, second: half, measure: retrieval}]"],
+            {},
+            ["claims", "'half' is compared with itself: name two arms"],
+        ),
         (["baseline=whole"], {}, ["not there: whole"]),
         (["arms=[{name: half}, {name: half}]"], {}, ["arms of the same name: half"]),
         (["arms=[{name: half}, {name: Half!}]"], {}, ["'half' and 'Half!' would share the folder half"]),
@@ -252,3 +257,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
         "to do  jitter",
     ):
         assert part in shown
+
+
+def test_further_seeds_are_added_to_those_that_are_there(tmp_path: Path) -> None:
+    assert "(seeds=[6,4,7,8])" in plan_study(configured(tmp_path, "seeds=[6, 4]"), None)
