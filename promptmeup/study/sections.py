@@ -67,8 +67,9 @@ def _claims(found: Findings) -> Section | None:
         "all of it is within the margin, and not supported if all of it is outside. "
         "Everything else is undecided: the data allow both.",
         "p: of no difference (paired t-test, two-sided) for “higher”, of a difference as large as the margin (two "
-        "one-sided tests, doubled) for “same”. Holm: adjusted for all claims of this table. Verdicts are by the "
-        "intervals, which are not adjusted.",
+        "one-sided tests, doubled) for “same”; none where the difference is the same for all seeds, which says nothing of "
+        "chance. Holm: adjusted for all claims of this table that have a p. Verdicts are by the intervals, which are not "
+        "adjusted.",
     )
     weak = [one.claim.claim for one in found.judged if one.verdict == "supported" and (one.holm or 0) > 0.05]
     text = (
