@@ -129,6 +129,17 @@ def test_a_failure_stops_what_needs_it_alone(behave: Behave, tmp_path: Path) -> 
     assert not a.beside("failed.json").exists()
 
 
+def test_an_earlier_failure_that_is_gone_is_no_new_one(behave: Behave, tmp_path: Path) -> None:
+    """Somebody cleared it away while this command was on its way to the stage."""
+    a = stage(tmp_path, "a")
+    a.folder.parent.mkdir()
+    a.beside("failed.json").touch()
+    behave(lambda _: None)
+    worker = Worker([a], title=lambda _: "a", done=lambda: None)
+    a.beside("failed.json").unlink()
+    assert worker.run() == 0 and a.done.exists()
+
+
 def kill_oneself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
