@@ -281,7 +281,10 @@ def as_json(plan: Plan, command: str) -> dict[str, Any]:
         "seeds": list(config.seeds),
         "x_label": config.x_label,
         "origin": config.origin,
-        "measures": {name: {"kind": plan.chain.measures[name].kind} for name in measures},
+        "measures": {
+            name: plan.chain.measures[name].model_dump(mode="json", include={"kind", "tests"})
+            for name in measures
+        },
         "arms": [
             {"name": arm, "slug": cell.slug, "curve": cell.curve, "x": cell.x} for arm, cell in arms.items()
         ],

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
+from promptmeup.config import load
 from promptmeup.corpora.synthetic import SyntheticConfig
 from promptmeup.errors import ConfigError
-from promptmeup.study.plan import Cell, Plan, make_plan
+from promptmeup.study.plan import Cell, Plan, as_json, make_plan
 from promptmeup.study.settings import StudyConfig
 from promptmeup.study.study import plan_study
+from tests.support.real_data import ROOT
 from tests.support.study_chain import chain, configured
 
 
@@ -230,6 +232,11 @@ def with_change(what: dict[str, Any]) -> Any:
         ([], {"measures.retrieval.file": "{c}/p.jsonl"}, ["measure retrieval", "{c}"]),
         (
             [],
+            {"measures.retrieval.tests": "posts"},
+            ["have their tests from posts", "the stages are boxes, jitter, names"],
+        ),
+        (
+            [],
             {"measures.pretrain": {"kind": "retrieval", "file": "{names}/a"}},
             ["measures cannot be called pretrain"],
         ),
@@ -261,3 +268,18 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 def test_further_seeds_are_added_to_those_that_are_there(tmp_path: Path) -> None:
     assert "(seeds=[6,4,7,8])" in plan_study(configured(tmp_path, "seeds=[6, 4]"), None)
+
+
+def test_the_report_is_told_where_the_tests_come_from(tmp_path: Path) -> None:
+    from_boxes = with_change({"measures.retrieval.tests": "boxes"})(chain(tmp_path / "inputs"))
+    written = as_json(planned(tmp_path, chain_of=from_boxes), "")
+    assert written["measures"] == {"retrieval": {"kind": "retrieval", "tests": "boxes"}}
+    assert written["stages"]["half/seed-1"]["boxes"].startswith("make_box_errors-")
+
+
+def test_the_shipped_study_of_ambiguity_tells_its_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    written = as_json(make_plan(load(StudyConfig, Path("configs/study/ambiguity.yaml"), ())), "")
+    tests = written["measures"]["entities"]["tests"]
+    one, other = (written["stages"][f"{slug}/seed-4"][tests] for slug in ("as-told", "two-more-people"))
+    assert one != other
