@@ -57,7 +57,7 @@ def run_stage(stage: Stage, *, title: str, gpus: str | None = None) -> int:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # see Worker
     with _locked(stage.beside("lock")) as lock:
-        if lock is None or stage.done.exists():
+        if lock is None or _is_done(stage):
             return BUSY
         if gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus
@@ -76,16 +76,28 @@ def run_stage(stage: Stage, *, title: str, gpus: str | None = None) -> int:
                     "code": code_version(),
                 },
             )
-            # after the other: without either of them, other workers would take it for a new failure
+            # after the other: until then it says how the last try ended
             stage.beside("failed.json").unlink(missing_ok=True)
             stage.beside("seconds.json").unlink(missing_ok=True)
-            # last: killed before it is done, a training would begin again from nothing
+            # last: a training that is killed ahead of the mark goes on from them
             _drop_checkpoints(stage.folder)
             return code
         write_json(stage.beside("seconds.json"), round(seconds, 2))
         if code not in STOPPED:
             write_json(stage.beside("failed.json"), {"stage": stage.name, "exit_code": code})
     return code
+
+
+def _is_done(stage: Stage) -> bool:
+    """Return whether another worker has run it, whatever this machine remembers of a network folder.
+
+    NFS keeps for some seconds that a file was not there; a change of one's own in the folder has it ask again, where
+    others changed it, too. Under the lock: no two make the same file.
+    """
+    look = stage.beside("look.tmp")
+    look.touch()
+    look.unlink()
+    return stage.done.exists()
 
 
 def _earlier_seconds(stage: Stage) -> float:

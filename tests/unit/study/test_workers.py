@@ -223,6 +223,27 @@ def test_a_stage_that_another_worker_runs(behave: Behave, tmp_path: Path) -> Non
     assert runs(a) == 0
 
 
+def test_a_stage_that_was_done_elsewhere_a_moment_ago(
+    behave: Behave, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS remembers that a file was not there until this machine changes its folder (a model of it, not NFS)."""
+    behave(lambda _: None)
+    a = stage(tmp_path, "a")
+    a.folder.parent.mkdir()
+    a.beside("lock").touch()
+    a.done.touch()
+    os.utime(a.folder.parent, (1, 1))
+    exists = Path.exists
+    monkeypatch.setattr(
+        Path, "exists", lambda path: exists(path) and (path != a.done or path.parent.stat().st_mtime > 1)
+    )
+    process = multiprocessing.get_context("fork").Process(target=lambda: os._exit(run_stage(a, title="a")))
+    process.start()
+    process.join()
+    assert process.exitcode == BUSY and runs(a) == 0
+    assert not a.beside("look.tmp").exists()
+
+
 def stop_as_training_does(folder: Path) -> Callable[[str], None]:
     """Return a stage that notes what it is told and "saves"; a second Ctrl-C would raise KeyboardInterrupt."""
 
