@@ -75,12 +75,13 @@ def verdict(effect: Effect | None, *, expect: Expect = "higher", margin: float =
 
 
 def p_value(effect: Effect | None, *, expect: Expect = "higher", margin: float = MARGIN) -> float | None:
-    """Return the two-sided p of what a claim denies; None without two seeds.
+    """Return the two-sided p of what a claim denies; None without two seeds, or where all differences are equal.
 
     higher: of no difference, the paired t-test. same: of a difference of `margin` or more, twice the larger of the
     two one-sided tests (Schuirmann 1987). So p < 0.05 where the 95 % interval excludes 0, or lies within ±margin.
+    Equal differences (of few seeds, or tests of few examples) are no sign of a p of 0: they say nothing of chance.
     """
-    if effect is None or effect.sd is None:
+    if effect is None or not effect.sd:
         return None
     if expect == "higher":
         return min(1.0, 2 * _above(abs(effect.mean), effect))
@@ -129,7 +130,5 @@ def _above(distance: float, effect: Effect) -> float:
     """Return the probability that chance alone moves the mean by `distance` or more upwards."""
     from scipy import stats
 
-    assert effect.sd is not None
-    if effect.sd == 0:
-        return 0.0 if distance > 0 else 1.0
+    assert effect.sd
     return float(stats.t.sf(distance * math.sqrt(effect.n) / effect.sd, effect.n - 1))

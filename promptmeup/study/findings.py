@@ -1,6 +1,6 @@
 """What a study found: scores and effects of its arms over seeds, and whether its claims hold."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -19,6 +19,8 @@ class Judged:
     p: float | None
     holm: float | None
     """adjusted for all claims of the study"""
+    other_tests: bool = False
+    """the two arms were tested on other examples, or maybe on other photos, at some seed"""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Findings:
     """by measure"""
     other_tests: tuple[tuple[str, str], ...]
     """(arm, measure) tested on other sentences than the baseline at some seed"""
+    other_photos: tuple[tuple[str, str], ...] = ()
+    """(arm, measure) whose tests come from another folder than the baseline's at some seed: words that are the same may
+    go with other photos"""
 
     def part_names(self, measure: str) -> list[str]:
         """Return the types or relations of a measure, sorted."""
@@ -87,7 +92,8 @@ def find(study: Study, results: Results) -> Findings:
         ceilings=_ceilings(results),
         judged=_judge(study, results),
         power=_power(study, effects),
-        other_tests=tuple((arm.name, m) for arm, m in _pairs(study) if _is_other(study, results, arm, m)),
+        other_tests=_against_baseline(study, results, _has_other_examples),
+        other_photos=_against_baseline(study, results, _has_other_folder),
     )
 
 
@@ -108,6 +114,7 @@ def numbers(findings: Findings) -> dict[str, Any]:
         "claims": [asdict(one) for one in findings.judged],
         "power": {measure: asdict(one) for measure, one in findings.power.items()},
         "other_tests": findings.other_tests,
+        "other_photos": findings.other_photos,
     }
     rounded: dict[str, Any] = _rounded(value)
     return rounded
@@ -125,7 +132,17 @@ def _judge(study: Study, results: Results) -> tuple[Judged, ...]:
     claims = list(zip(study.claims, effects, strict=True))
     found = [p_value(effect, expect=c.expect, margin=c.margin) for c, effect in claims]
     return tuple(
-        Judged(c, effect, verdict(effect, expect=c.expect, margin=c.margin), p, adjusted)
+        Judged(
+            claim=c,
+            effect=effect,
+            verdict=verdict(effect, expect=c.expect, margin=c.margin),
+            p=p,
+            holm=adjusted,
+            other_tests=any(
+                differ(study, results, c.first, c.second, c.measure)
+                for differ in (_has_other_examples, _has_other_folder)
+            ),
+        )
         for (c, effect), p, adjusted in zip(claims, found, holm(found), strict=True)
     )
 
@@ -149,12 +166,30 @@ def _power(study: Study, effects: Mapping[tuple[str, str], Effect]) -> dict[str,
     return power
 
 
-def _is_other(study: Study, results: Results, arm: Arm, measure: str) -> bool:
-    def tests(name: str) -> Iterable[tuple[int, str]]:
-        return ((s, one.test) for (a, s, m), one in results.scores.items() if (a, m) == (name, measure))
+_Differ = Callable[[Study, Results, str, str, str], bool]
+"""whether two arms have other tests of a measure at some seed that both have"""
 
-    baseline = dict(tests(study.baseline))
-    return any(baseline.get(seed, test) != test for seed, test in tests(arm.name))
+
+def _has_other_examples(study: Study, results: Results, first: str, second: str, measure: str) -> bool:
+    return any(
+        results.scores[first, seed, measure].test != results.scores[second, seed, measure].test
+        for seed in study.seeds
+        if {(first, seed, measure), (second, seed, measure)} <= results.scores.keys()
+    )
+
+
+def _has_other_folder(study: Study, results: Results, first: str, second: str, measure: str) -> bool:
+    return any(
+        study.tests_folder(first, seed, measure) != study.tests_folder(second, seed, measure)
+        for seed in study.seeds
+        if {(first, seed, measure), (second, seed, measure)} <= results.scores.keys()
+    )
+
+
+def _against_baseline(study: Study, results: Results, differ: _Differ) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (arm.name, m) for arm, m in _pairs(study) if differ(study, results, arm.name, study.baseline, m)
+    )
 
 
 def _nested(flat: Mapping[tuple[Any, ...], Any]) -> dict[str, Any]:

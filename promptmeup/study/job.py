@@ -6,6 +6,7 @@ was killed with `kill -9` is run again: the commands themselves go on from where
 """
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -26,12 +27,15 @@ from promptmeup.errors import StudyError, UserError
 from promptmeup.shard_format import write_json
 from promptmeup.study.commands import function
 from promptmeup.study.plan import Stage
+from promptmeup.study.sources import content_of
 from promptmeup.tracking.provenance import code_version
 from promptmeup.tracking.signal_watch import STOP_SIGNALS
 from promptmeup.training.signals import NO_PROGRESS_EXIT_CODE, SAVED_EXIT_CODE, STOP_FILE
 
 BUSY = 75
 """exit code: another worker runs the stage, or has run it meanwhile"""
+HELD = 87
+"""exit code: somebody stopped it by hand, with a file that keeps it from starting; other stages go on"""
 STOPPED = (SAVED_EXIT_CODE, NO_PROGRESS_EXIT_CODE)
 """exit codes: it was told to stop, and goes on another time"""
 
@@ -42,7 +46,8 @@ _LAST_WORDS = 60.0
 def run_stage(stage: Stage, *, title: str, gpus: str | None = None) -> int:
     """Run `stage` if nobody does, in the process that this call is made in; return an exit code.
 
-    Output goes to FOLDER.log. 0: it is done; `BUSY`; `STOPPED`; else it failed, and FOLDER.failed.json says how.
+    Output goes to FOLDER.log. 0: it is done; `BUSY`; `STOPPED`; else it failed, or is `HELD`, and FOLDER.failed.json
+    says how.
 
     Args:
         title: whose stage it is, for people.
@@ -52,32 +57,55 @@ def run_stage(stage: Stage, *, title: str, gpus: str | None = None) -> int:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # see Worker
     with _locked(stage.beside("lock")) as lock:
-        if lock is None or stage.done.exists():
+        if lock is None or _is_done(stage):
             return BUSY
         if gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus
         print(f"{stage.name} begins: {title}; log: {stage.beside('log')}", flush=True)
         began = time.time()
         code = _logged(stage, title, lock)
-        if code == 0 and (stage.folder / STOP_FILE).exists():
-            code = SAVED_EXIT_CODE  # somebody stopped it by hand: it is not finished
+        seconds = _earlier_seconds(stage) + time.time() - began
         if code == 0:
-            _drop_checkpoints(stage.folder)
             write_json(
                 stage.done,
                 {
                     "stage": stage.name,
                     "command": stage.command,
-                    "seconds": round(time.time() - began, 2),
+                    "seconds": round(seconds, 2),
                     "ended": round(time.time(), 3),
                     "code": code_version(),
                 },
             )
-            # after the other: without either of them, other workers would take it for a new failure
+            # after the other: until then it says how the last try ended
             stage.beside("failed.json").unlink(missing_ok=True)
-        elif code not in STOPPED:
+            stage.beside("seconds.json").unlink(missing_ok=True)
+            # last: a training that is killed ahead of the mark goes on from them
+            _drop_checkpoints(stage.folder)
+            return code
+        write_json(stage.beside("seconds.json"), round(seconds, 2))
+        if code not in STOPPED:
             write_json(stage.beside("failed.json"), {"stage": stage.name, "exit_code": code})
     return code
+
+
+def _is_done(stage: Stage) -> bool:
+    """Return whether another worker has run it, whatever this machine remembers of a network folder.
+
+    NFS keeps for some seconds that a file was not there; a change of one's own in the folder has it ask again, where
+    others changed it, too. Under the lock: no two make the same file.
+    """
+    look = stage.beside("look.tmp")
+    look.touch()
+    look.unlink()
+    return stage.done.exists()
+
+
+def _earlier_seconds(stage: Stage) -> float:
+    """Return how long earlier starts took that did not finish it; one that was killed could not say."""
+    try:
+        return float(json.loads(stage.beside("seconds.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _drop_checkpoints(folder: Path) -> None:
@@ -123,29 +151,76 @@ def _logged(stage: Stage, title: str, lock: int) -> int:
         for number in (1, 2)
     )
     print(f"--- {time.strftime('%F %T')} {socket.gethostname()} {os.getpid()}: {title}", flush=True)
-    configuration = stage.beside("yaml")
     try:
-        configuration.write_text(dump(stage.config), encoding="utf-8")
-        for name, source in stage.links.items():
-            link_folder(source, stage.folder / name)
-        if stage.ranks > 1:
-            return _on_ranks(stage.ranks, configuration, lock)
-        function(stage.command)(stage.config)
-    except SystemExit as ended:
-        if ended.code is None or isinstance(ended.code, int):
-            return (ended.code or 0) & 0xFF
-        print(ended.code, file=sys.stderr)
-        return 1
+        return _refuse_stop(stage) or _whole(stage, lock)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _refuse_stop(stage: Stage) -> int:
+    """Return `HELD` where a file of the stage's folder keeps it from starting: a training would end as if done."""
+    if not (stop := stage.folder / STOP_FILE).exists():
+        return 0
+    print(f"{stop} is there; remove it to go on", file=sys.stderr)
+    return HELD
+
+
+def _whole(stage: Stage, lock: int) -> int:
+    """Run the command, and see that nothing interfered: a STOP file, or an edit of what it read."""
+    try:
+        _refuse_changes(stage)
+        if (code := _commanded(stage, lock)) != 0:
+            return code
+        if (code := _refuse_stop(stage)) != 0:
+            return code
+        try:
+            _refuse_changes(stage)
+        except StudyError:
+            _set_aside(stage.folder)
+            raise
     except UserError as error:
         print(f"{stage.command}: {error}", file=sys.stderr)
         return error.exit_code
     except BaseException:
         traceback.print_exc()
         return 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
     return 0
+
+
+def _commanded(stage: Stage, lock: int) -> int:
+    configuration = stage.beside("yaml")
+    configuration.write_text(dump(stage.config), encoding="utf-8")
+    for name, source in stage.links.items():
+        link_folder(source, stage.folder / name)
+    if stage.ranks > 1:
+        return _on_ranks(stage.ranks, configuration, lock)
+    try:
+        function(stage.command)(stage.config)
+    except SystemExit as ended:
+        if ended.code is None or isinstance(ended.code, int):
+            return (ended.code or 0) & 0xFF
+        print(ended.code, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _set_aside(folder: Path) -> None:
+    """Move what was made of two contents, or it would be gone on with once the file is as it was."""
+    aside = folder.with_name(f"{folder.name}.stale")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+
+
+def _refuse_changes(stage: Stage) -> None:
+    """Refuse what is no longer as it was planned: the result would lie under the name of another content.
+
+    Raises:
+        StudyError: a file or a folder that the stage reads was changed.
+    """
+    changed = [str(path) for path, content in stage.sources.items() if content_of(path) != content]
+    if changed:
+        raise StudyError(f"{', '.join(changed)} changed while the study ran; the same command plans anew")
 
 
 def _on_ranks(ranks: int, configuration: Path, lock: int) -> int:

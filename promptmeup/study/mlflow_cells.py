@@ -1,7 +1,9 @@
 """Finished cells as MLflow runs, children of one run for the study."""
 
+import json
 import sys
 
+from promptmeup.config import fingerprint
 from promptmeup.study.collect import is_current, place
 from promptmeup.study.plan import Cell, Plan
 from promptmeup.study.scoring import score_file
@@ -19,7 +21,7 @@ def log_cells(plan: Plan) -> int:
     todo = [
         _child(cell, plan)
         for cell in plan.cells
-        if is_current(cell, out) and not children.has(_key(cell), _identity(cell))
+        if is_current(cell, out) and not children.has(_key(cell), _identity(cell, plan))
     ]
     if not todo:
         return 0
@@ -40,8 +42,12 @@ def _key(cell: Cell) -> str:
     return f"{cell.slug}/seed-{cell.seed}"
 
 
-def _identity(cell: Cell) -> str:
-    return " ".join([*cell.measures, *(stage.folder.name for stage in cell.stages.values())])
+def _identity(cell: Cell, plan: Plan) -> str:
+    """Return what stands for all that the cell's folder says of it, when its stages ended among it.
+
+    The names of the stages alone would do only until somebody empties the store and runs the study again.
+    """
+    return fingerprint(json.loads((place(cell, plan.config.out) / "cell.json").read_text(encoding="utf-8")))
 
 
 def _child(cell: Cell, plan: Plan) -> Child:
@@ -58,7 +64,7 @@ def _child(cell: Cell, plan: Plan) -> Child:
         metrics |= {f"{measure}/{part}": value for part, value in score.parts.items()}
     return Child(
         _key(cell),
-        _identity(cell),
+        _identity(cell, plan),
         f"{cell.arm}, seed {cell.seed}",
         params,
         metrics,

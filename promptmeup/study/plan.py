@@ -3,16 +3,16 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from promptmeup.config import Config, fingerprint, load
 from promptmeup.errors import ConfigError
-from promptmeup.shard_format import file_sha256
 from promptmeup.study.commands import SCHEMAS
 from promptmeup.study.settings import ChainConfig, Change, Command, StageConfig, StudyConfig
+from promptmeup.study.sources import content_of, find_sources
 
 _NAME = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
@@ -31,6 +31,8 @@ class Stage:
     """folders of stages"""
     ranks: int
     seconds: float
+    sources: Mapping[Path, str] = field(default_factory=dict)
+    """files and folders from outside the store that it reads, and their content (see sources.py)"""
 
     @property
     def done(self) -> Path:
@@ -91,7 +93,7 @@ def make_plan(config: StudyConfig) -> Plan:
         raise ConfigError(f"claims name measures that do not count: {', '.join(unknown)}")
     cells = []
     # arms and seeds share most of their settings, and the files that these name
-    load_once, content_of = cache(_load), cache(file_sha256)
+    load_once, content_once = cache(_load), cache(content_of)
     slugs: dict[str, str] = {}
     for name, change, curve, x in config.all_arms():
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "arm"
@@ -102,7 +104,7 @@ def make_plan(config: StudyConfig) -> Plan:
         slugs[slug] = name
         for seed in config.seeds:
             try:
-                stages = _stages(config, chain, change, seed, load_once, content_of)
+                stages = _stages(config, chain, change, seed, load_once, content_once)
                 names = {n: str(stage.folder) for n, stage in stages.items()} | {"seed": str(seed)}
                 files = {m: Path(_filled(chain.measures[m].file, names, f"measure {m}")) for m in measures}
                 ceiling, journal = (
@@ -160,7 +162,7 @@ def _stages(
     change: Change,
     seed: int,
     load_once: _Load,
-    content_of: Callable[[Path], str],
+    content_once: Callable[[Path], str],
 ) -> dict[str, Stage]:
     """Return the stages of one cell, by name."""
     unknown = sorted({*change, *config.change} - chain.stages.keys())
@@ -169,6 +171,7 @@ def _stages(
             f"{config.chain} has no stage {', '.join(unknown)}; it has {', '.join(chain.stages)}"
         )
     stages: dict[str, Stage] = {}
+    ours = [path.resolve() for path in (config.store, config.out, Path())]
     # what names a folder holds the names of other folders without the store's path, which may move
     marks = {"seed": str(seed)}
     for name in chain.stages:
@@ -176,14 +179,22 @@ def _stages(
         assert stage.command is not None  # the chain has checked it
         changes = (*config.change.get(name, ()), *change.get(name, ()))
         _, marked = _config(stage, name, changes, marks | {"self": "<self>"}, load_once)
+        links_marked = {n: _filled(text, marks, f"stage {name}") for n, text in stage.link.items()}
+        named = find_sources([marked, links_marked], ours=ours)
+        sources = {path: content_once(path) for path in named}
+        folders = {str(path): content for path, content in sources.items() if path.is_dir()}
         identity = fingerprint(
             {
                 "command": stage.command,
                 "config": marked,
-                "link": {n: _filled(text, marks, f"stage {name}") for n, text in stage.link.items()},
+                "link": links_marked,
                 "ranks": stage.ranks,
                 # under the same name another template may lie tomorrow
-                "files": {str(file): content_of(file) for file in _files(marked)},
+                "files": {
+                    str(path): content for path, content in sources.items() if str(path) not in folders
+                },
+                # where there are none, the name is that which it always had
+                **({"folders": folders} if folders else {}),
             }
         )
         # absolute: some commands take a path relative to another
@@ -208,20 +219,9 @@ def _stages(
             needs=tuple(s.folder for s in stages.values() if s.folder.name in text),
             ranks=stage.ranks,
             seconds=stage.seconds,
+            sources=sources,
         )
     return stages
-
-
-def _files(value: Any) -> list[Path]:
-    """Return the files that a configuration names, of those that are there; stages' own folders are marks in it."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list):
-        return sorted({file for one in value for file in _files(one)})
-    try:
-        return [Path(value)] if isinstance(value, str) and Path(value).is_file() else []
-    except (OSError, ValueError):
-        return []  # longer than a name may be, or with characters that none has
 
 
 def _config(
@@ -281,7 +281,10 @@ def as_json(plan: Plan, command: str) -> dict[str, Any]:
         "seeds": list(config.seeds),
         "x_label": config.x_label,
         "origin": config.origin,
-        "measures": {name: {"kind": plan.chain.measures[name].kind} for name in measures},
+        "measures": {
+            name: plan.chain.measures[name].model_dump(mode="json", include={"kind", "tests"})
+            for name in measures
+        },
         "arms": [
             {"name": arm, "slug": cell.slug, "curve": cell.curve, "x": cell.x} for arm, cell in arms.items()
         ],

@@ -27,6 +27,8 @@ class Measure:
     """Something that is scored on test."""
 
     kind: Kind
+    tests: str | None = None
+    """stage whose folder holds the tests' photos; None: the predictions say all that is asked"""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,20 @@ class Study:
     """where the baseline stands on every curve"""
     stages: dict[str, dict[str, str]] = field(default_factory=dict)
     """SLUG/seed-N -> stage -> its folder: those that a cell must have been made by"""
+
+    def tests_folder(self, arm: str, seed: int, measure: str) -> str | None:
+        """Return the name of the folder that a cell's tests come from; None where the study does not tell."""
+        (slug,) = (one.slug for one in self.arms if one.name == arm)
+        stage = self.measures[measure].tests
+        return self.stages.get(f"{slug}/seed-{seed}", {}).get(stage) if stage else None
+
+    def same_for_all_seeds(self) -> list[str]:
+        """Return the stages that are one and the same at all of several seeds of an arm: no seed replicates them."""
+        found: set[str] = set()
+        for arm in self.arms if len(self.seeds) > 1 else ():
+            cells = [self.stages.get(f"{arm.slug}/seed-{seed}", {}).items() for seed in self.seeds]
+            found |= dict(set(cells[0]).intersection(*cells[1:])).keys()
+        return sorted(found)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Section:
 
 def sections(found: Findings, losses: dict[str, dict[str, Curve]]) -> list[Section]:
     """Return all sections that have something to say."""
-    made = [_missing(found), _claims(found), _power(found)]
+    made = [_missing(found), _claims(found), _same(found), _power(found)]
     made += [_measure(found, measure) for measure in found.study.measures]
     made += [_parts(found, measure) for measure in found.study.measures]
     made += [_ceilings(found), _losses(found, losses), _recompute(found)]
@@ -67,7 +67,8 @@ def _claims(found: Findings) -> Section | None:
         "all of it is within the margin, and not supported if all of it is outside. "
         "Everything else is undecided: the data allow both.",
         "p: of no difference (paired t-test, two-sided) for “higher”, of a difference as large as the margin (two "
-        "one-sided tests, doubled) for “same”. Holm: adjusted for all claims of this table. Verdicts are by the "
+        "one-sided tests, doubled) for “same”; none where the difference is the same for all seeds, which says "
+        "nothing of chance. Holm: adjusted for all claims of this table that have a p. Verdicts are by the "
         "intervals, which are not adjusted.",
     )
     weak = [one.claim.claim for one in found.judged if one.verdict == "supported" and (one.holm or 0) > 0.05]
@@ -76,7 +77,19 @@ def _claims(found: Findings) -> Section | None:
         if weak
         else []
     )
+    if other := [one.claim.claim for one in found.judged if one.other_tests]:
+        text.append(
+            "Between arms that were tested on other examples or other photos, so that the effect holds the difference "
+            f"between the test sets too: {'; '.join(other)}."
+        )
     return Section("verdicts", "Verdicts", text, tables=[tables.claims(found)], notes=notes)
+
+
+def _same(found: Findings) -> Section | None:
+    if not (same := found.study.same_for_all_seeds()):
+        return None
+    text = (f"The same for all seeds: {', '.join(same)}; the intervals do not cover chance in these.",)
+    return Section("same", "What seeds do not vary", text)
 
 
 def _margins(found: Findings) -> str:
@@ -113,6 +126,12 @@ def _measure(found: Findings, measure: str) -> Section:
         text.append(
             f"Tested on other examples than the baseline of the same seed: {', '.join(other)}. Their effects hold "
             "the difference between the test sets too."
+        )
+    if other := [arm for arm, m in found.other_photos if m == measure]:
+        text.append(
+            f"Tested on photos of another folder of {study.measures[measure].tests} than the baseline's of the same "
+            f"seed: {', '.join(other)}. Where these are other photos, their effects hold the difference between the "
+            "test sets too."
         )
     table = tables.arms(found, measure)
     return Section(f"measure-{measure}", f"Arms: {measure}", text, plots=plots, tables=[table])

@@ -54,6 +54,9 @@ class MeasureConfig(Config):
     """predictions on test, such as "{entities}/seed-{seed}/predictions-test.jsonl" """
     sd: float = Field(default=2.0, gt=0)
     """about how much paired differences scatter over seeds, in points, for what is said before anything has run"""
+    tests: str | None = None
+    """stage whose folder holds the tests' photos, where the predictions do not tell them: they hold words and labels
+    alone, and the same words may go with other photos. Retrieval's ranks name their split, photos and all."""
 
 
 class ChainConfig(Config):
@@ -100,6 +103,10 @@ class ChainConfig(Config):
                 f"stages cannot be called {', '.join(wrong)}: use lower-case letters, digits and _, and none of seed, "
                 "self, x"
             )
+        if absent := sorted({m.tests for m in self.measures.values() if m.tests} - self.stages.keys()):
+            raise ValueError(
+                f"measures have their tests from {', '.join(absent)}, and the stages are {', '.join(names)}"
+            )
         # they name files of a cell's folder
         if wrong := [n for n in self.measures if n == "pretrain" or not re.fullmatch(r"[a-z][a-z0-9_-]*", n)]:
             raise ValueError(
@@ -136,6 +143,12 @@ class ClaimConfig(Config):
     measure: str
     expect: Expect = "higher"
     margin: float = Field(default=MARGIN, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.first == self.second:
+            raise ValueError(f"'{self.first}' is compared with itself: name two arms")
+        return self
 
 
 class StudyTracking(Config):

@@ -74,6 +74,7 @@ def describe(plan: Plan) -> str:
         f"{len(stages)} stages, {len(todo)} to run: about {duration(left / processes)} in {processes} processes "
         f"(sharing stages saves {shared:.0%})",
     ]
+    more = [*config.seeds, max(config.seeds) + 1, max(config.seeds) + 2]  # those that are there stay
     for name in config.measures or plan.chain.measures:
         sd = plan.chain.measures[name].sd
         count = len(config.seeds)
@@ -83,7 +84,7 @@ def describe(plan: Plan) -> str:
         lines.append(
             f"{name}: {count} seeds find a difference of {resolvable(count, sd):.1f} points in 4 of 5 cases, if "
             f"differences scatter by {sd:g} over seeds; {count + 2} seeds: {resolvable(count + 2, sd):.1f} "
-            f"(seeds=[{','.join(map(str, range(1, count + 3)))}])"
+            f"(seeds=[{','.join(map(str, more))}])"
         )
     return "\n".join(lines)
 

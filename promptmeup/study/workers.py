@@ -69,7 +69,9 @@ class Worker:
         for stage in self._stages:  # each after those that it needs
             if stage.done.exists():
                 done.add(stage.folder)
-            elif _failure(stage) != self._earlier[stage.folder] or failed.intersection(stage.needs):
+            elif _failure(stage) not in (None, self._earlier[stage.folder]) or failed.intersection(
+                stage.needs
+            ):
                 failed.add(stage.folder)
             elif done.issuperset(stage.needs):
                 ready.append(stage)

@@ -370,6 +370,9 @@ def test_mlflow(tmp_path: Path) -> None:
     again = {run.info.run_name: run.info.run_id for run in called(OTHER)}
     assert list(again) == names
     assert [name for name in names if kept[name] == again[name]] == names[:2]
+    shutil.rmtree(tmp_path / "store")
+    anew = {run.info.run_name: run.info.run_id for run in called(OTHER)}
+    assert list(anew) == names and not set(anew.values()) & set(again.values()), "all were made anew"
 
 
 def test_a_dead_tracker_costs_a_warning(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
+from promptmeup.config import load
 from promptmeup.corpora.synthetic import SyntheticConfig
 from promptmeup.errors import ConfigError
-from promptmeup.study.plan import Cell, Plan, make_plan
+from promptmeup.study.plan import Cell, Plan, as_json, make_plan
 from promptmeup.study.settings import StudyConfig
+from promptmeup.study.sources import content_of, find_sources
 from promptmeup.study.study import plan_study
+from tests.support.real_data import ROOT
 from tests.support.study_chain import chain, configured
 
 
@@ -79,6 +82,95 @@ def test_a_file_of_other_content_is_another_stage(tmp_path: Path) -> None:
     assert [name.rpartition("-")[0] for name in before] == [name.rpartition("-")[0] for name in after]
     changed = {old.rpartition("-")[0] for old, new in zip(before, after, strict=True) if old != new}
     assert changed == {"make_entity_errors"}
+
+
+def changed_commands(before: list[str], after: list[str]) -> set[str]:
+    return {old.rpartition("-")[0] for old, new in zip(before, after, strict=True) if old != new}
+
+
+def test_a_folder_of_other_content_is_another_stage(tmp_path: Path) -> None:
+    """Labels that somebody corrected, in a folder that a stage names or links."""
+    world = chain(tmp_path / "inputs")
+    tweets = tmp_path / "tweets"
+    tweets.mkdir()
+    (tweets / "train.txt").write_text("Ada B-PER")
+    world["stages"]["tweets"] = {"command": "finetune", "set": ["out={self}", f"data.root={tweets}"]}
+    world["stages"]["tweets"]["config"] = str(ROOT / "configs/finetune/twitter2015.yaml")
+    world["measures"]["entities"] = {"kind": "entities", "file": "{tweets}/x.jsonl"}
+    config = configured(tmp_path, chain_of=world)
+    before = folders(make_plan(config))
+    assert folders(make_plan(config)) == before
+    (tweets / "train.txt").write_text("Ada B-LOC")
+    after = folders(make_plan(config))
+    assert changed_commands(before, after) == {"finetune"}
+    (tmp_path / "inputs/predictions/retrieval.jsonl").write_text("")
+    assert changed_commands(after, folders(make_plan(config))) == {"make_entity_errors"}
+    sources = cell(make_plan(config), "half").stages["tweets"].sources
+    assert tweets in sources
+
+
+def test_folders_that_change_as_a_study_goes_on_are_no_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that hold the store, the study or the work tree, a cache, and an experiment that is called as a folder."""
+    monkeypatch.chdir(tmp_path)
+    places = [tmp_path / name for name in ("work/stages/a", "work/out", "cache", "name", "given")]
+    for place in places:
+        place.mkdir(parents=True)
+    store, ours = tmp_path / "work/stages", [tmp_path / "work/stages", tmp_path / "work/out", tmp_path]
+    value = {
+        "root": [
+            str(tmp_path),
+            ".",
+            "/",
+            "work",
+            str(store),
+            str(store / "a"),
+            "given",
+            "no/such",
+            "x" * 5000,
+        ],
+        "data": {"cache": {"folder": str(tmp_path / "cache")}},
+        "tracking": {"experiment": "name"},
+    }
+    assert find_sources(value, ours=ours) == [Path("given")]
+
+
+def test_content_of_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "deep").mkdir(parents=True)
+    seen = [content_of(folder)]
+
+    def noticed() -> bool:
+        seen.append(content_of(folder))
+        assert seen[-1] == content_of(folder)
+        return seen[-1] not in seen[:-1]
+
+    (folder / "deep/labels.json").write_text("[1]")
+    assert noticed()
+    (folder / "deep/labels.json").write_text("[2]")
+    assert noticed(), "as long as before"
+    (folder / "deep/labels.json").rename(folder / "deep/other.json")
+    assert noticed()
+    weights = bytearray(3 * 2**20)
+    (folder / "model.safetensors").write_bytes(weights)
+    assert noticed()
+    for place in (0, 2**19 - 1, len(weights) - 2**19, len(weights) - 1):
+        weights[place] = 1
+        (folder / "model.safetensors").write_bytes(weights)
+        assert noticed(), place
+    (folder / "a.jpg").write_bytes(b"one")
+    assert noticed()
+    (folder / "a.jpg").write_bytes(b"two")
+    assert not noticed(), "photos are not read"
+    (folder / "a.jpg").write_bytes(b"three")
+    assert noticed()
+    (folder / ".DS_Store").touch()
+    assert not noticed()
+    (folder / "deep/up").symlink_to(folder)
+    (folder / "deep/none").symlink_to(folder / "absent")
+    assert noticed(), "and it has an end"
+    assert content_of(tmp_path / "absent") == "nothing"
 
 
 def test_an_arm_that_changes_nothing(tmp_path: Path) -> None:
@@ -178,6 +270,11 @@ def with_change(what: dict[str, Any]) -> Any:
             {},
             ["arms that are not there: none"],
         ),
+        (
+            ["claims=[{claim: c, first: half, second: half, measure: retrieval}]"],
+            {},
+            ["claims", "'half' is compared with itself: name two arms"],
+        ),
         (["baseline=whole"], {}, ["not there: whole"]),
         (["arms=[{name: half}, {name: half}]"], {}, ["arms of the same name: half"]),
         (["arms=[{name: half}, {name: Half!}]"], {}, ["'half' and 'Half!' would share the folder half"]),
@@ -225,6 +322,11 @@ def with_change(what: dict[str, Any]) -> Any:
         ([], {"measures.retrieval.file": "{c}/p.jsonl"}, ["measure retrieval", "{c}"]),
         (
             [],
+            {"measures.retrieval.tests": "posts"},
+            ["have their tests from posts", "the stages are boxes, jitter, names"],
+        ),
+        (
+            [],
             {"measures.pretrain": {"kind": "retrieval", "file": "{names}/a"}},
             ["measures cannot be called pretrain"],
         ),
@@ -252,3 +354,22 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
         "to do  jitter",
     ):
         assert part in shown
+
+
+def test_further_seeds_are_added_to_those_that_are_there(tmp_path: Path) -> None:
+    assert "(seeds=[6,4,7,8])" in plan_study(configured(tmp_path, "seeds=[6, 4]"), None)
+
+
+def test_the_report_is_told_where_the_tests_come_from(tmp_path: Path) -> None:
+    from_boxes = with_change({"measures.retrieval.tests": "boxes"})(chain(tmp_path / "inputs"))
+    written = as_json(planned(tmp_path, chain_of=from_boxes), "")
+    assert written["measures"] == {"retrieval": {"kind": "retrieval", "tests": "boxes"}}
+    assert written["stages"]["half/seed-1"]["boxes"].startswith("make_box_errors-")
+
+
+def test_the_shipped_study_of_ambiguity_tells_its_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    written = as_json(make_plan(load(StudyConfig, Path("configs/study/ambiguity.yaml"), ())), "")
+    tests = written["measures"]["entities"]["tests"]
+    one, other = (written["stages"][f"{slug}/seed-4"][tests] for slug in ("as-told", "two-more-people"))
+    assert one != other

@@ -143,6 +143,35 @@ def test_code_of_two_versions_is_told(made: Path, copied: Path) -> None:
     assert told in (copied / "report.md").read_text(encoding="utf-8")
 
 
+def test_what_the_seeds_share_and_other_photos_are_told(copied: Path) -> None:
+    def told() -> list[str]:
+        write_report(copied)
+        return [(copied / "report.md").read_text(encoding="utf-8"), Page(copied / "report.html").text]
+
+    parts = (
+        "The same for all seeds: packed, teacher; the intervals do not cover chance in these.",
+        "Tested on photos of another folder of posts than the baseline's of the same seed: without matching.",
+        "Between arms that were tested on other examples or other photos, so that the effect holds the difference "
+        "between the test sets too: It is | as good.",
+    )
+    for text in told():
+        assert not any(part in text.replace("\\", "") for part in parts), "an older study does not tell"
+    stages = {}
+    for path in copied.glob("cells/*/*/cell.json"):
+        value = json.loads(path.read_text())
+        slug, name = path.parts[-3:-1]
+        posts = "synthesize-1" if slug == "without-matching" else "synthesize-0"
+        value["stages"] = {"posts": f"{posts}-{name}", "packed": "pack-0", "teacher": "pretrain-0"}
+        stages[f"{slug}/{name}"] = value["stages"]
+        path.write_text(json.dumps(value))
+    study = json.loads((copied / "study.json").read_text()) | {"stages": stages}
+    study["measures"]["entities"]["tests"] = "posts"
+    (copied / "study.json").write_text(json.dumps(study))
+    for text in told():
+        for part in parts:
+            assert part in text.replace("\\", "")
+
+
 def test_a_copy_elsewhere_gives_the_same_bytes(made: Path, copied: Path) -> None:
     write_report(copied)
     for name in (*FILES, *(f"plots/{path.name}" for path in (made / "plots").iterdir())):

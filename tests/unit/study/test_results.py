@@ -144,6 +144,40 @@ def test_another_test_set_is_noticed(folder: Path) -> None:
     assert find(study, read_scores(folder, study)).other_tests == (("without matching", "relations"),)
 
 
+def with_stages(folder: Path, **posts: str) -> None:
+    """Give the cells a stage of the tests, which is that of `posts` for the arms of these slugs."""
+    stages = {}
+    for path in folder.glob("cells/*/*/cell.json"):
+        value = json.loads(path.read_text())
+        slug = path.parent.parent.name
+        value["stages"] = {"posts": posts.get(slug, f"synthesize-{value['seed']}"), "packed": "pack-0"}
+        stages[f"{slug}/{path.parent.name}"] = value["stages"]
+        path.write_text(json.dumps(value))
+    kinds = {"entities": "posts", "relations": "posts", "retrieval": None}
+    change(folder, stages=stages, measures={m: {"kind": m, "tests": tests} for m, tests in kinds.items()})
+
+
+def test_the_same_words_with_photos_of_another_folder_are_noticed(folder: Path) -> None:
+    """Posts with bystanders have the ids, words and labels of posts without; what was asked is not the same."""
+    claim = {"claim": "c", "measure": "entities", "first": "all losses", "second": "without matching"}
+    change(folder, claims=[claim, claim | {"second": "boxes swapped 1"}, claim | {"measure": "retrieval"}])
+    with_stages(folder, **{"without-matching": "synthesize-of-others"})
+    study = read_study(folder)
+    found = find(study, read_scores(folder, study))
+    assert found.other_tests == ()
+    assert found.other_photos == (("without matching", "entities"), ("without matching", "relations"))
+    assert [one.other_tests for one in found.judged] == [True, False, False]
+
+
+def test_what_is_the_same_for_all_seeds(folder: Path) -> None:
+    with_stages(folder, **{"without-matching": "synthesize-of-others"})
+    assert read_study(folder).same_for_all_seeds() == ["packed", "posts"], "posts in one arm alone"
+    with_stages(folder)
+    assert read_study(folder).same_for_all_seeds() == ["packed"]
+    change(folder, seeds=[2])
+    assert read_study(folder).same_for_all_seeds() == [], "of one seed nothing is shared"
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

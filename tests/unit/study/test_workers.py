@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import pytest
 from promptmeup.errors import CorpusError, StudyError
 from promptmeup.study import job, workers
 from promptmeup.study.box_errors import BoxErrorsConfig
-from promptmeup.study.job import BUSY, run_stage
+from promptmeup.study.job import BUSY, HELD, run_stage
 from promptmeup.study.plan import Stage
+from promptmeup.study.sources import content_of
 from promptmeup.study.workers import Worker, run_all, seconds_of
 from promptmeup.training.signals import StopFlag
 from tests.support.study_chain import RUNS, runs
@@ -129,6 +131,17 @@ def test_a_failure_stops_what_needs_it_alone(behave: Behave, tmp_path: Path) -> 
     assert not a.beside("failed.json").exists()
 
 
+def test_an_earlier_failure_that_is_gone_is_no_new_one(behave: Behave, tmp_path: Path) -> None:
+    """Somebody cleared it away while this command was on its way to the stage."""
+    a = stage(tmp_path, "a")
+    a.folder.parent.mkdir()
+    a.beside("failed.json").touch()
+    behave(lambda _: None)
+    worker = Worker([a], title=lambda _: "a", done=lambda: None)
+    a.beside("failed.json").unlink()
+    assert worker.run() == 0 and a.done.exists()
+
+
 def kill_oneself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -208,6 +221,27 @@ def test_a_stage_that_another_worker_runs(behave: Behave, tmp_path: Path) -> Non
         process.join()
         assert process.exitcode == BUSY
     assert runs(a) == 0
+
+
+def test_a_stage_that_was_done_elsewhere_a_moment_ago(
+    behave: Behave, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS remembers that a file was not there until this machine changes its folder (a model of it, not NFS)."""
+    behave(lambda _: None)
+    a = stage(tmp_path, "a")
+    a.folder.parent.mkdir()
+    a.beside("lock").touch()
+    a.done.touch()
+    os.utime(a.folder.parent, (1, 1))
+    exists = Path.exists
+    monkeypatch.setattr(
+        Path, "exists", lambda path: exists(path) and (path != a.done or path.parent.stat().st_mtime > 1)
+    )
+    process = multiprocessing.get_context("fork").Process(target=lambda: os._exit(run_stage(a, title="a")))
+    process.start()
+    process.join()
+    assert process.exitcode == BUSY and runs(a) == 0
+    assert not a.beside("look.tmp").exists()
 
 
 def stop_as_training_does(folder: Path) -> Callable[[str], None]:
@@ -340,15 +374,97 @@ def test_a_stage_of_a_gpu_starts_afresh(tmp_path: Path) -> None:
     assert RUNS in a.beside("log").read_text()
 
 
-def test_what_is_stopped_by_hand_is_not_finished(tmp_path: Path, behave: Behave) -> None:
-    behave(lambda name: (tmp_path / "store" / name / "STOP").touch())
-    a = stage(tmp_path, "a")
+def test_what_is_stopped_by_hand_is_not_finished_and_others_go_on(tmp_path: Path, behave: Behave) -> None:
+    """A training that finds the file, or is ended by it, ends as if it were done."""
+
+    def body(name: str) -> None:
+        if name == "a":
+            (tmp_path / "store/a/STOP").touch()
+
+    behave(body)
+    a, b = stage(tmp_path, "a"), stage(tmp_path, "b")
+    c = stage(tmp_path, "c", a)
     a.folder.mkdir(parents=True)
-    assert work([a]) == 85
-    assert not a.done.exists() and not a.beside("failed.json").exists()
+    for _ in range(2):
+        assert work([a, c, b]) == 1
+        assert not a.done.exists() and failure(a) == {"stage": "a", "exit_code": HELD}
+        assert a.beside("log").read_text().endswith(f"{a.folder}/STOP is there; remove it to go on\n")
+        assert b.done.exists() and runs(c) == 0
     (a.folder / "STOP").unlink()
     behave(lambda name: None)
-    assert work([a]) == 0 and a.done.exists()
+    assert work([a, c, b]) == 0 and c.done.exists()
+    assert not a.beside("failed.json").exists()
+
+
+def test_checkpoints_are_there_until_the_stage_is_done(
+    behave: Behave, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in between, a training would begin from nothing."""
+    a = stage(tmp_path, "a")
+    (a.folder / "checkpoints").mkdir(parents=True)
+    write = job.write_json
+
+    def killed(path: Path, value: Any) -> None:
+        if path == a.done:
+            os._exit(9)
+        write(path, value)
+
+    behave(lambda _: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "write_json", killed)
+        assert work([a]) == 1
+    assert (a.folder / "checkpoints").exists()
+    assert work([a]) == 0
+    assert not (a.folder / "checkpoints").exists()
+
+
+def test_seconds_are_those_of_all_starts(behave: Behave, tmp_path: Path) -> None:
+    def body(name: str) -> None:
+        time.sleep(0.2)
+        if not (tmp_path / "last").exists():
+            sys.exit(85)
+
+    behave(body)
+    a = stage(tmp_path, "a")
+    assert work([a]) == work([a]) == 85
+    (tmp_path / "last").touch()
+    assert work([a]) == 0
+    assert json.loads(a.done.read_text())["seconds"] >= 0.6
+    assert not a.beside("seconds.json").exists()
+    a.done.unlink()
+    assert work([a]) == 0
+    assert 0.2 <= json.loads(a.done.read_text())["seconds"] < 0.6, "it was begun anew"
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_source_that_changes_while_the_study_runs(behave: Behave, tmp_path: Path, when: str) -> None:
+    """Its result would lie under the name of what was there at first."""
+    file, folder = tmp_path / "template.txt", tmp_path / "tweets"
+    folder.mkdir()
+    (folder / "train.txt").write_text("one")
+    file.write_text("one")
+    sources = {path: content_of(path) for path in (file, folder)}
+    a = replace(stage(tmp_path, "a"), sources=sources)
+    a.folder.mkdir(parents=True)
+
+    def body(name: str) -> None:
+        (a.folder / "made").touch()
+        file.write_text("two")
+
+    behave(body)
+    if when == "before":
+        (folder / "train.txt").write_text("two")
+    assert work([a]) == 1
+    said = (
+        f"{file if when == 'meanwhile' else folder} changed while the study ran; the same command plans anew"
+    )
+    assert said in a.beside("log").read_text()
+    assert not a.done.exists() and not (a.folder / "made").exists()
+    assert (a.beside("stale") / "made").exists() is (when == "meanwhile")
+    file.write_text("one")
+    (folder / "train.txt").write_text("one")
+    behave(lambda _: None)
+    assert work([a]) == 0
 
 
 def test_seconds_are_those_of_the_same_kind(tmp_path: Path) -> None:
