@@ -298,15 +298,10 @@ class Extractor:
                 f"a sentence must be text that UTF-8 can hold, or words that are not empty: {text!a}"
             )
         image = None if query.image is None else Path(query.image)
-        if image is not None and not self.reads_images:
+        if image is not None and self._pictures is None:
             self._warn_once(f"the model in {self.folder} reads text only: photos are left alone")
             image = None
-        if (
-            image is not None
-            and query.boxes is None
-            and self._pictures is not None
-            and self._pictures.max_crops
-        ):
+        elif image is not None and self._pictures and self._pictures.max_crops and query.boxes is None:
             self._warn_once(
                 f"the model in {self.folder} was trained with up to {self._pictures.max_crops} objects beside a photo "
                 'and sees the photo alone: give their "boxes"'

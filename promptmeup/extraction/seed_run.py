@@ -146,10 +146,10 @@ def train_seed(
         accelerator.load_state(str(found.folder / found.tag))
     state.layout, started_at = layout, state.step
     skipped = Skipped(config.max_skipped, world)
-    unseen: set[int] = set()
-    """places of training sentences without a photo, so far"""
-    unreadable: dict[Path, None] = {}
-    """photos that are named and there, and were not seen"""
+    unread: set[Path] = set()
+    """photos of training sentences that are there and could not be read by this rank"""
+    said: set[Path] = set()
+    """those of all ranks, as of the last evaluation"""
     per_epoch = steps_per_epoch(len(data.train), config.batch)
     total_steps = config.epochs * per_epoch
     share = {"rank": world.rank, "size": world.size}
@@ -164,7 +164,8 @@ def train_seed(
         scale = rate_scale(number, total_steps=total_steps, config=config.optim)
         set_rates(optimizer, peaks=peaks, scale=scale)
         if data.pictures is not None:
-            unseen.update(row for row, seen in zip(batch.rows, has_images(batch), strict=True) if not seen)
+            photos = (data.train[row].post.image for row in batch.rows)
+            unread.update(p for p, seen in zip(photos, has_images(batch), strict=True) if p and not seen)
         batch = batch.to(world.device)
         loss = wrapped(**model_inputs(batch, vision), weights=batch.weights_B).loss
         rate = torch.tensor(max(peaks) * scale)
@@ -232,14 +233,12 @@ def train_seed(
         return is_enough()
 
     def warn_of_photos() -> None:
-        before = len(unreadable)
-        for row in sorted(gather_object(list(unseen)) if world.size > 1 else unseen):
-            if (path := data.train[row].post.image) is not None:
-                unreadable.setdefault(path)
-        if len(unreadable) > before:
+        found = set(gather_object(list(unread))) if world.size > 1 else unread
+        if not found <= said:
+            said.update(found)
             text = (
-                f"{len(unreadable)} photos of the training split cannot be read, and their sentences are trained as "
-                f"if they had none: {image_error(next(iter(unreadable)))}"
+                f"{len(said)} photos of the training split cannot be read, and their sentences are trained as if they "
+                f"had none: {image_error(min(said))}"
             )
             tracker.event("warning", state.step, text=text)
 
@@ -306,7 +305,7 @@ def train_seed(
             "best_epoch": best.model.config.source["epoch"],
             "epochs": state.epoch,
             "train_sentences": len(data.train),
-            "unreadable_train_images": len(unreadable),
+            "unreadable_train_images": len(said),
             "splits": {},
         }
         for split in data.splits:

@@ -1,12 +1,15 @@
 """What a study found: scores and effects of its arms over seeds, and whether its claims hold."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
 from promptmeup.study.effects import Effect, Verdict, holm, interval, p_value, paired, resolvable, verdict
 from promptmeup.study.results import Arm, Claim, Results, Study
+
+_Differ = Callable[[str, str, str], bool]
+"""whether two arms have other tests of a measure at some seed that both have"""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,10 @@ def find(study: Study, results: Results) -> Findings:
                 own = results.part_by_seed(arm.name, measure, part)
                 if found := paired(own, results.part_by_seed(study.baseline, measure, part)):
                     parts[arm.name, measure, part] = found
+    differ = (
+        _differ(study, results, lambda *cell: results.scores[cell].test),
+        _differ(study, results, study.tests_folder),
+    )
     return Findings(
         study=study,
         results=results,
@@ -90,10 +97,10 @@ def find(study: Study, results: Results) -> Findings:
         effects=effects,
         parts=parts,
         ceilings=_ceilings(results),
-        judged=_judge(study, results),
+        judged=_judge(study, results, differ),
         power=_power(study, effects),
-        other_tests=_against_baseline(study, results, _has_other_examples),
-        other_photos=_against_baseline(study, results, _has_other_folder),
+        other_tests=_against_baseline(study, differ[0]),
+        other_photos=_against_baseline(study, differ[1]),
     )
 
 
@@ -124,7 +131,7 @@ def _pairs(study: Study) -> list[tuple[Arm, str]]:
     return [(arm, measure) for arm in study.arms for measure in study.measures]
 
 
-def _judge(study: Study, results: Results) -> tuple[Judged, ...]:
+def _judge(study: Study, results: Results, differ: Sequence[_Differ]) -> tuple[Judged, ...]:
     effects = [
         paired(results.by_seed(c.first, c.measure), results.by_seed(c.second, c.measure))
         for c in study.claims
@@ -138,10 +145,7 @@ def _judge(study: Study, results: Results) -> tuple[Judged, ...]:
             verdict=verdict(effect, expect=c.expect, margin=c.margin),
             p=p,
             holm=adjusted,
-            other_tests=any(
-                differ(study, results, c.first, c.second, c.measure)
-                for differ in (_has_other_examples, _has_other_folder)
-            ),
+            other_tests=any(have_other(c.first, c.second, c.measure) for have_other in differ),
         )
         for (c, effect), p, adjusted in zip(claims, found, holm(found), strict=True)
     )
@@ -166,30 +170,20 @@ def _power(study: Study, effects: Mapping[tuple[str, str], Effect]) -> dict[str,
     return power
 
 
-_Differ = Callable[[Study, Results, str, str, str], bool]
-"""whether two arms have other tests of a measure at some seed that both have"""
+def _differ(study: Study, results: Results, tests: Callable[[str, int, str], str | None]) -> _Differ:
+    """Compare by what `tests` says of an arm, a seed and a measure."""
+
+    def differ(first: str, second: str, measure: str) -> bool:
+        pairs = (((first, seed, measure), (second, seed, measure)) for seed in study.seeds)
+        return any(
+            tests(*one) != tests(*other) for one, other in pairs if {one, other} <= results.scores.keys()
+        )
+
+    return differ
 
 
-def _has_other_examples(study: Study, results: Results, first: str, second: str, measure: str) -> bool:
-    return any(
-        results.scores[first, seed, measure].test != results.scores[second, seed, measure].test
-        for seed in study.seeds
-        if {(first, seed, measure), (second, seed, measure)} <= results.scores.keys()
-    )
-
-
-def _has_other_folder(study: Study, results: Results, first: str, second: str, measure: str) -> bool:
-    return any(
-        study.tests_folder(first, seed, measure) != study.tests_folder(second, seed, measure)
-        for seed in study.seeds
-        if {(first, seed, measure), (second, seed, measure)} <= results.scores.keys()
-    )
-
-
-def _against_baseline(study: Study, results: Results, differ: _Differ) -> tuple[tuple[str, str], ...]:
-    return tuple(
-        (arm.name, m) for arm, m in _pairs(study) if differ(study, results, arm.name, study.baseline, m)
-    )
+def _against_baseline(study: Study, differ: _Differ) -> tuple[tuple[str, str], ...]:
+    return tuple((arm.name, m) for arm, m in _pairs(study) if differ(arm.name, study.baseline, m))
 
 
 def _nested(flat: Mapping[tuple[Any, ...], Any]) -> dict[str, Any]:

@@ -182,7 +182,6 @@ def _stages(
         links_marked = {n: _filled(text, marks, f"stage {name}") for n, text in stage.link.items()}
         named = find_sources([marked, links_marked], ours=ours)
         sources = {path: content_once(path) for path in named}
-        folders = {str(path): content for path, content in sources.items() if path.is_dir()}
         identity = fingerprint(
             {
                 "command": stage.command,
@@ -190,11 +189,7 @@ def _stages(
                 "link": links_marked,
                 "ranks": stage.ranks,
                 # under the same name another template may lie tomorrow
-                "files": {
-                    str(path): content for path, content in sources.items() if str(path) not in folders
-                },
-                # where there are none, the name is that which it always had
-                **({"folders": folders} if folders else {}),
+                "files": {str(path): content for path, content in sources.items()},
             }
         )
         # absolute: some commands take a path relative to another

@@ -65,9 +65,8 @@ class Journal:
             self._torn = True
             if not self._warned:
                 self._warned = True
-                with contextlib.suppress(
-                    OSError, ValueError
-                ):  # standard error may be a file on the same disk
+                # standard error may be a file on the same disk
+                with contextlib.suppress(OSError, ValueError):
                     print(
                         f"warning: cannot write {self.path}: {error.strerror}; training goes on without it",
                         file=sys.stderr,

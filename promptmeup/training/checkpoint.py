@@ -209,9 +209,8 @@ def find(run: Path, *, order: Mapping[str, int | str], world: World) -> Checkpoi
             )
             warn(said[-1])
         barrier(world)
-    aside = broadcast_object(_put_aside(folder), world)
-    if damaged or aside:
-        raise _none_is_whole(run, damaged or aside)
+    if lost := damaged or broadcast_object(_put_aside(folder), world):
+        raise _none_is_whole(run, lost)
     return None
 
 
@@ -230,8 +229,8 @@ def peek(run: Path) -> Checkpoint | None:
             damaged.append(f"{folder / tag} (run_state.json cannot be read: {error})")
         except OSError as error:
             raise CheckpointError(f"{folder / tag}: run_state.json cannot be read: {error}") from error
-    if damaged or _put_aside(folder):
-        raise _none_is_whole(run, damaged or _put_aside(folder))
+    if lost := damaged or _put_aside(folder):
+        raise _none_is_whole(run, lost)
     return None
 
 

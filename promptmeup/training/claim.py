@@ -53,23 +53,22 @@ def _open(run: Path) -> int | None:
 
 def _wait(file: int, run: Path, world: World) -> str | None:
     """Lock the file; return who has it where that is somebody else, and stays so."""
-    began = time.monotonic()
-    while not _lock(file):
-        holder = _read(file)
-        if time.monotonic() - began > _PATIENCE:
-            if not _is_earlier_start(holder):
-                return _name(holder)
-            # its host is gone, and the lock stays on the server until that comes back
-            warn(
-                f"{run} is still locked by {_name(holder)}, an earlier start of this job: going on without a lock"
-            )
-            return None
-        if time.monotonic() - began < 1:
-            say(
-                world,
-                f"{run} is being trained by another start, {_name(holder)}: waiting {_PATIENCE:g} s for its end",
-            )
+    if _lock(file):
+        return None
+    end = time.monotonic() + _PATIENCE
+    say(
+        world,
+        f"{run} is being trained by another start, {_name(_read(file))}: waiting {_PATIENCE:g} s for its end",
+    )
+    while time.monotonic() < end:
         time.sleep(1)
+        if _lock(file):
+            return None
+    holder = _read(file)
+    if not _is_earlier_start(holder):
+        return _name(holder)
+    # its host is gone, and the lock stays on the server until that comes back
+    warn(f"{run} is still locked by {_name(holder)}, an earlier start of this job: going on without a lock")
     return None
 
 
