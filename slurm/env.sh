@@ -42,10 +42,9 @@ finish() {
     echo "not queued again: no checkpoint was gained since the start (step $(step_of "$started_at")), so the next would end like it"
   elif [ "$restarts" -ge "${PROMPTMEUP_MAX_REQUEUES:-100}" ]; then
     echo "not queued again: it was $restarts times already (PROMPTMEUP_MAX_REQUEUES)"
-  elif scontrol requeue "$job"; then
-    echo "back to the queue"
-    exit 0
   else
+    echo "back to the queue"  # first, since Slurm may end this script before it hears of its success
+    scontrol requeue "$job" && exit 0
     echo "scontrol requeue failed; submit the same line again to resume"
   fi
   exit "$code"

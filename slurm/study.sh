@@ -24,6 +24,7 @@ gpus=${gpus//[^,]/}
 grep -q '^processes:' "$config" || set -- "processes=$((${#gpus} + 1))" "$@"
 ranks launch/study.py --config "$config" "$@"
 code=$?
+[ "$code" -ne 140 ] || code=85  # USR2 met it before or after its stages
 # a stage that failed has been tried by every task; what a training of another one has gained is no reason to try again
 if [ "$code" -ne 0 ] && [ "$code" -ne 85 ]; then
   echo "not queued again: exit code $code; submit the same line to try what failed once more"

@@ -49,14 +49,21 @@ class Worker:
         Args:
             parent: the process without which the worker does not go on.
         """
+        waits = False
         with _handled(self._stop):
             while not self._is_told and parent in (None, os.getppid()):
                 ready = self._ready()
                 if not ready:
                     break
                 # after each from the first one again: their order is that of what matters
-                if all(self._run(stage) == BUSY for stage in ready):
-                    time.sleep(_PAUSE)
+                if any(self._run(stage) != BUSY for stage in ready):
+                    waits = False
+                    continue
+                if not waits:
+                    names = ", ".join(dict.fromkeys(stage.name for stage in ready))
+                    print(f"waiting for what other processes run: {names}", flush=True)
+                waits = True
+                time.sleep(_PAUSE)
         if all(stage.done.exists() for stage in self._stages):
             return 0
         return SAVED_EXIT_CODE if self._is_told else 1

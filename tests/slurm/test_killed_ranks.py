@@ -37,7 +37,7 @@ def test_one_rank_killed_at_ten_random_moments(cluster: Cluster, news_world: Pat
         os.kill(moments.choice(pids), signal.SIGKILL)
         until(
             lambda kill=kill: cluster.fact(job, "Restarts") == str(kill + 1),  # type: ignore[misc]
-            seconds=100,
+            seconds=200,
             log=log,
         )
         assert "ended without a word: killed" in (run / "crash.json").read_text()

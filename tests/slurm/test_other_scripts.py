@@ -1,8 +1,8 @@
 """`sbatch slurm/label.sh`, `slurm/finetune.sh` and `slurm/study.sh`: the shorter jobs, on a real Slurm."""
 
+import fcntl
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -88,8 +88,12 @@ def test_study(cluster: Cluster, tmp_path: Path) -> None:
 def test_study_is_queued_again_after_usr2_and_not_after_a_failure(cluster: Cluster, tmp_path: Path) -> None:
     """Of an array the one task that was told: Slurm knows its last one by the number of the whole array, too."""
     slow = with_worlds(tmp_path)
-    slow["stages"]["world"]["set"].append("num_train_images=3000")
+    slow["stages"]["world"]["set"].append("num_train_images=10000")
     config = configured(tmp_path, "seeds=[1]", chain_of=slow)
+    world = make_plan(config).stages[0]
+    world.folder.parent.mkdir()
+    held = world.beside("lock").open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
     script = ("slurm/study.sh", str(tmp_path / "study.yaml"))
     job = cluster.sbatch(*STUDY, *script, "seeds=[1]", log=tmp_path / "job-%a.out")
     other, log = (tmp_path / f"job-{task}.out" for task in (0, 1))
@@ -97,11 +101,12 @@ def test_study_is_queued_again_after_usr2_and_not_after_a_failure(cluster: Clust
     def said() -> list[str]:
         return [own.read_text() if own.exists() else "" for own in (other, log)]
 
-    until(lambda: all(said()) and "world begins" in "".join(said()), seconds=120, log=log)
-    time.sleep(2)  # the one that waits handles signals by now
+    until(lambda: all("waiting for" in own for own in said()), seconds=120, log=log)
+    held.close()
+    until(lambda: "world begins" in "".join(said()), seconds=120, log=log)
     assert cluster.fact(f"{job}_1", "JobId") == job
     cluster.tool("scancel", "--signal=USR2", f"{job}_1")
-    until(lambda: "back to the queue" in log.read_text(), seconds=60, log=log)
+    until(lambda: "back to the queue" in log.read_text(), seconds=120, log=log)
     assert "stopped; the same command goes on" in log.read_text()
     for task, own in enumerate((other, log)):
         assert cluster.wait(f"{job}_{task}") == "COMPLETED", own.read_text()

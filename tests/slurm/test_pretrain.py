@@ -65,12 +65,12 @@ def test_a_dead_node(cluster: Cluster, news_world: Path, tmp_path: Path) -> None
     job = submit(3)
     until(lambda: len(complete(run)) > 0, seconds=200, log=log)
     cluster.tool("kill", "node2")
-    until(lambda: cluster.fact(job, "JobState") == "PENDING", seconds=100, log=log)
+    until(lambda: cluster.fact(job, "JobState") == "PENDING", seconds=200, log=log)
     cluster.tool("scancel", job)
     job = submit(2)
     until(lambda: "moved after" in log.read_text(), seconds=200, log=log)
     resumed = steps_of(run)
-    until(lambda: steps_of(run) > resumed + 3, seconds=100, log=log)
+    until(lambda: steps_of(run) > resumed + 3, seconds=200, log=log)
     (run / STOP_FILE).touch()
     assert cluster.wait(job) == "COMPLETED", log.read_text()
     assert "checkpoint=ZeRO 1 on 3 ranks, float32  run=ZeRO 1 on 2 ranks, float32" in log.read_text()
@@ -91,7 +91,7 @@ def test_a_spare_node(cluster: Cluster, news_world: Path, tmp_path: Path) -> Non
     until(lambda: len(complete(run)) > 0, seconds=200, log=log)
     host = cluster.fact(job, "BatchHost")
     cluster.tool("kill", host)
-    until(lambda: cluster.fact(job, "Restarts") == "1", seconds=100, log=log)
+    until(lambda: cluster.fact(job, "Restarts") == "1", seconds=200, log=log)
     before = steps_of(run)
     until(lambda: steps_of(run) > before + 3, seconds=200, log=log)
     assert cluster.fact(job, "BatchHost") != host
@@ -109,7 +109,7 @@ def test_a_loop_without_progress_ends(cluster: Cluster, news_world: Path, tmp_pa
     job = cluster.sbatch(
         *options, *script, *settings(news_world, run, "steps=9"), log=log, variables=variables
     )
-    until(lambda: rank_pids(run), seconds=60, log=log)
+    until(lambda: rank_pids(run), seconds=200, log=log)
     cluster.tool("scancel", "--signal=USR2", job)
     assert cluster.wait(job) == "FAILED"
     assert "not queued again: no checkpoint was gained since the start (step none)" in log.read_text()
@@ -122,7 +122,7 @@ def test_a_loop_without_progress_ends(cluster: Cluster, news_world: Path, tmp_pa
         log=log,
         variables={**variables, "PROMPTMEUP_MAX_REQUEUES": "0"},
     )
-    until(lambda: steps_of(run) > 1, seconds=100, log=log)
+    until(lambda: steps_of(run) > 1, seconds=200, log=log)
     cluster.tool("scancel", "--signal=USR2", capped)
     assert cluster.wait(capped) == "FAILED"
     assert "not queued again: it was 0 times already (PROMPTMEUP_MAX_REQUEUES)" in log.read_text()

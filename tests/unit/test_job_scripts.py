@@ -52,6 +52,8 @@ def test_one_task_of_an_array_is_queued_again(tmp_path: Path) -> None:
     array = {"SLURM_ARRAY_JOB_ID": "52345", "SLURM_ARRAY_TASK_ID": "3"}
     code, _, calls = submit(tmp_path, "study.sh", CODE="85", **array)
     assert (code, calls[-1]) == (0, "scontrol requeue 52345_3")
+    told_at_its_report = submit(tmp_path, "study.sh", CODE="140", **array)
+    assert (told_at_its_report[0], told_at_its_report[2][-1]) == (0, "scontrol requeue 52345_3")
     code, _, calls = submit(tmp_path, "pretrain.sh", CODE="85")
     assert (code, calls[-1]) == (0, "scontrol requeue 52345")
 
