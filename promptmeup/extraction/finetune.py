@@ -18,6 +18,7 @@ from promptmeup.shard_format import write_json
 from promptmeup.tracking.console import table
 from promptmeup.tracking.mlflow_run import insist_on_mlflow
 from promptmeup.training.checkpoint import complete
+from promptmeup.training.claim import claimed
 from promptmeup.training.lifeline import guarded
 from promptmeup.training.signals import STOP_FILE, Orders, StopFlag, may_start
 
@@ -52,19 +53,20 @@ def _run(config: FinetuneConfig, accelerator: Accelerator, world: World, stop: S
     results = []
     for seed in config.seeds:
         folder = config.out / f"seed-{seed}"
-        result = _finished(_identity(config, seed, corpus), folder, world)
-        if result is None:
-            with guarded(folder, world=world, timeout=config.timeout) as life:
-                result = train_seed(
-                    config,
-                    corpus=corpus,
-                    seed=seed,
-                    folder=folder,
-                    accelerator=accelerator,
-                    world=world,
-                    orders=orders,
-                    life=life,
-                )
+        with claimed(folder, world=world):
+            result = _finished(_identity(config, seed, corpus), folder, world)
+            if result is None:
+                with guarded(folder, world=world, timeout=config.timeout) as life:
+                    result = train_seed(
+                        config,
+                        corpus=corpus,
+                        seed=seed,
+                        folder=folder,
+                        accelerator=accelerator,
+                        world=world,
+                        orders=orders,
+                        life=life,
+                    )
         results.append(result)
     if world.is_main:
         _summarise(config.out, results)

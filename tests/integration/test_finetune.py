@@ -24,6 +24,7 @@ from promptmeup.models.saving import save_model
 from promptmeup.models.text import load_tokenizer
 from promptmeup.shard_format import file_sha256
 from promptmeup.tracking import journal
+from tests.support.another_start import another_start
 from tests.support.ranks import RankError, run_ranks
 from tests.support.real_data import ROOT
 from tests.support.tiny_alignment import TINY
@@ -202,6 +203,23 @@ def test_an_infinite_gradient_is_not_taken(
     assert all(math.isfinite(value) for values in found.values() for value in values.values())
     (state,) = (tmp_path / "run/seed-1/checkpoints").glob("step-*/run_state.json")
     assert json.loads(state.read_text())["skipped"] == 1
+
+
+def on_rank_that_does_not_wait(world: Any, config: FinetuneConfig) -> int:
+    from promptmeup.training import claim
+
+    claim._PATIENCE = 0.1
+    return on_rank(world, config)
+
+
+def test_a_job_submitted_twice(pretrained: Path, corpus: Path, tmp_path: Path) -> None:
+    """The second start leaves the first one's seed alone; another seed is nobody's."""
+    config = configured(corpus, tmp_path / "run", pretrained, "seeds=[2,1]", "epochs=1", "data.shots=2")
+    with another_start(tmp_path / "run/seed-1"):
+        with pytest.raises(RankError, match="seed-1 is being trained by another start, process"):
+            run_ranks(on_rank_that_does_not_wait, 2, config, timeout=150)
+        assert [path.name for path in (tmp_path / "run/seed-1").iterdir()] == ["lock"]
+    assert (tmp_path / "run/seed-2/result.json").exists()
 
 
 def test_done_is_done_and_other_settings_are_refused(alone: Path, pretrained: Path, corpus: Path) -> None:
