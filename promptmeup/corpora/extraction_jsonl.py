@@ -4,8 +4,9 @@
     {"id": "b1", "words": ["Ada", "in", "London"], "head": [0, 1], "tail": [2, 3], "relation": "in", "image": null}
 
 Spans are [start, end) in words. `image` is relative to the root, or null. A line may bring "boxes", a list of
-objects as in corpora/boxes.py; further keys are left alone. Files that call these things otherwise are read with
-`keys`, such as {words: tokens, tags: label, image: image_id}, and photos that lie elsewhere with `images`.
+objects as in corpora/boxes.py, or "crops", pictures of them, as paths like `image`; further keys are left alone.
+Files that call these things otherwise are read with `keys`, such as {words: tokens, tags: label, image: image_id},
+and photos that lie elsewhere with `images`.
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from promptmeup.corpora.post_files import (
 from promptmeup.errors import CorpusError
 from promptmeup.records import Box, RelationInstance, TaggedSentence, WordSpan
 
-Key = Literal["id", "words", "tags", "image", "boxes", "head", "tail", "relation"]
+Key = Literal["id", "words", "tags", "image", "boxes", "crops", "head", "tail", "relation"]
 
 
 class JsonlConfig(Config):
@@ -96,8 +97,19 @@ def _common(place: str, fields: dict[str, Any], photos: PhotoFolder) -> dict[str
     if name is not None and not isinstance(name, str):
         _refuse(place, "image", "a path relative to data.root, or null", name)
     image = None if name is None else photos.find(name, place=f'{place}: "image"')
-    boxes = _boxes(place, fields.get("boxes"))
-    return {"id": own_id, "words": tuple(words), "image_name": name, "image": image, "boxes": boxes}
+    crops = fields.get("crops") or []
+    if not isinstance(crops, list) or not all(isinstance(crop, str) for crop in crops):
+        _refuse(place, "crops", "a list of paths relative to data.root", crops)
+    there = [path for crop in crops if (path := photos.find(crop, place=f'{place}: "crops"')) is not None]
+    return {
+        "id": own_id,
+        "words": tuple(words),
+        "image_name": name,
+        "image": image,
+        "boxes": _boxes(place, fields.get("boxes")),
+        "crops": tuple(there),
+        "missing_crops": len(crops) - len(there),
+    }
 
 
 def _boxes(place: str, entries: Any) -> tuple[Box, ...] | None:

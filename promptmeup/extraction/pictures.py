@@ -68,6 +68,11 @@ def _decoded(path: Path | None) -> Tensor | None:
 
 def image_error(path: Path) -> str:
     """Return why a photo was not seen."""
+    return read_error(path) or f"{path} could not be read, and can be now"
+
+
+def read_error(path: Path) -> str | None:
+    """Return why a picture cannot be read; None where it can."""
     try:
         decode(path.read_bytes(), upright=True)
     except FileNotFoundError:
@@ -76,7 +81,7 @@ def image_error(path: Path) -> str:
         return f"cannot read {path}: {error.strerror}"
     except ValueError:
         return f"{path} is no image, or a damaged one"
-    return f"{path} could not be read, and can be now"
+    return None
 
 
 def stacked(

@@ -21,7 +21,7 @@ from promptmeup.extraction.batches import Rows, evaluation_rows
 from promptmeup.extraction.examples import Example, SentenceEncoder
 from promptmeup.extraction.folder import FinetunedModel, load_finetuned
 from promptmeup.extraction.inference import has_images, outputs, predict
-from promptmeup.extraction.pictures import image_error
+from promptmeup.extraction.pictures import image_error, read_error
 from promptmeup.extraction.predictions import EntityPrediction
 from promptmeup.extraction.words import Characters, Mention, find_mention, join_words, split_words
 from promptmeup.models.extraction import EntityModel, Task
@@ -43,6 +43,8 @@ class Query:
     tail: Mention | None = None
     boxes: tuple[Box, ...] | None = None
     """of objects in the photo, for a model that looks at them by themselves"""
+    crops: tuple[Path, ...] = ()
+    """pictures of such objects, in the place of boxes"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class SeenSentence:
     has_image: bool
     """whether the model saw the photo"""
     image_error: str | None = None
-    """why it did not see one that was named"""
+    """why it did not see one that was named, or a crop"""
     cut_words: int = 0
     """words that the model did not see, since the sentence is too long for it"""
 
@@ -301,12 +303,19 @@ class Extractor:
         if image is not None and self._pictures is None:
             self._warn_once(f"the model in {self.folder} reads text only: photos are left alone")
             image = None
-        elif image is not None and self._pictures and self._pictures.max_crops and query.boxes is None:
+        elif (
+            image is not None
+            and self._pictures
+            and self._pictures.max_crops
+            and query.boxes is None
+            and not query.crops
+        ):
             self._warn_once(
                 f"the model in {self.folder} was trained with up to {self._pictures.max_crops} objects beside a photo "
-                'and sees the photo alone: give their "boxes"'
+                'and sees the photo alone: give their "boxes", or "crops"'
             )
-        return _Sentence(query, text, spans, Post(id="", words=words, image=image, boxes=query.boxes))
+        post = Post(id="", words=words, image=image, boxes=query.boxes, crops=query.crops)
+        return _Sentence(query, text, spans, post)
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warned:
@@ -317,12 +326,17 @@ class Extractor:
         return Rows(examples, pad_id=self._found.tokenizer.pad_token_id, pictures=self._pictures)
 
     def _about(self, sentence: _Sentence, example: Example, *, has_image: bool) -> dict[str, Any]:
-        image = sentence.post.image
+        image, error = sentence.post.image, None
+        if has_image and self._pictures:
+            crops = sentence.post.crops[: self._pictures.max_crops]
+            error = next(filter(None, map(read_error, crops)), None)
+        elif image is not None:
+            error = image_error(image)
         return {
             "text": sentence.text,
             "words": sentence.post.words,
             "has_image": has_image,
-            "image_error": None if image is None or has_image else image_error(image),
+            "image_error": error,
             "cut_words": example.cut_words,
         }
 

@@ -2,12 +2,13 @@
 
 A line of the input is {"id", "text" or "words", "image", "head", "tail"}. `image` is relative to the file's folder,
 or absolute, or null. `head` and `tail` are text, "START:END", or [start, end]: characters of "text", and words of
-"words". "boxes" are as in corpora/boxes.py; further keys are carried along. A line of the output is the input's with
+"words". "boxes" are as in corpora/boxes.py, "crops" paths like `image`; further keys are carried along. A line of the
+output is the input's with
 
     "text", "words"             text made of words has a space between them
     "entities"                  [{"start", "end", "text", "type", "score", "words"}], or
     "relation", "score", "probabilities", "head_span", "tail_span"      spans as {"start", "end", "text", "words"}
-    "has_image", "image_error"  whether the model saw the photo, and why not where one is named
+    "has_image", "image_error"  whether the model saw the photo, and why not, or not a crop, where one is named
     "cut_words"                 words that it did not see
 
 where a key that the input has already, with another value, is kept under "given": {"relation": …}.
@@ -129,20 +130,23 @@ def predict_file(
         raise ConfigError(f"--output {output} is the input; write to another file")
     if extractor.task == "relations":
         _require_mentions(extractor, lines, source)
-    images = unseen = cut = 0
+    images = unseen = uncropped = cut = 0
     with _whole_file(output) as file, Progress("predict", unit="sentences", total=len(lines)) as bar:
         for start in range(0, len(lines), batch):
             part = lines[start : start + batch]
             for line, found in zip(part, _predict(extractor, part, batch), strict=True):
                 file.write(_line(merged(line.fields, as_json(found))) + "\n")
                 images += found.has_image
-                unseen += found.image_error is not None
+                unseen += found.image_error is not None and not found.has_image
+                uncropped += found.image_error is not None and found.has_image
                 cut += found.cut_words > 0
             file.flush()
             bar.advance(len(part), **({"unreadable_images": unseen} if unseen else {}))
     print(f"wrote {output}: {len(lines)} sentences, {images} with their photo", file=sys.stderr)
     if unseen:
         print(f"{unseen} photos were not seen: the text alone decided; see image_error", file=sys.stderr)
+    if uncropped:
+        print(f"{uncropped} photos were seen without some of their crops; see image_error", file=sys.stderr)
     if cut:
         print(f"{cut} sentences are too long for the model; see cut_words", file=sys.stderr)
 
@@ -209,8 +213,11 @@ def _query(fields: Any, folder: Path) -> Query:
         _refuse("text", "text", text)
     if words is not None and not is_words(words):
         _refuse("words", "a list of words, none of them empty", words)
-    if image is not None and not (is_text(image) and image and "\0" not in image):
+    if image is not None and not _is_path(image):
         _refuse("image", "a path, or null", image)
+    crops = fields.get("crops") or []
+    if not (isinstance(crops, list) and all(map(_is_path, crops))):
+        _refuse("crops", "a list of paths", crops)
     head, tail = (_mention(fields, key) for key in ("head", "tail"))
     entries = fields.get("boxes")
     boxes = [read_box(entry) for entry in entries] if isinstance(entries, list) else []
@@ -222,7 +229,12 @@ def _query(fields: Any, folder: Path) -> Query:
         head,
         tail,
         None if entries is None else tuple(box for box in boxes if box is not None),
+        tuple(folder / crop for crop in crops),
     )
+
+
+def _is_path(value: Any) -> bool:
+    return is_text(value) and bool(value) and "\0" not in value
 
 
 def _mention(fields: dict[str, Any], key: str) -> Any:

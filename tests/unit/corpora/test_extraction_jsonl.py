@@ -51,10 +51,11 @@ def test_sentences(tmp_path: Path) -> None:
         sentence(image="photos/a.jpg", boxes=[box], source="further keys"),
         "",
         sentence(id="b", tags=["I-PER", "O", "B-LOC"], image="./photos/gone.jpg"),
+        sentence(id="d", image="photos/a.jpg", crops=["photos/gone.jpg", "photos/a.jpg"]),
         sentence(id="c"),
     ]
     config = write_corpus(tmp_path, lines)
-    first, second, third = read(config, "train")
+    first, second, cropped, third = read(config, "train")
     assert first == TaggedSentence(
         id="a",
         words=("Ada", "Byron", "writes"),
@@ -64,11 +65,13 @@ def test_sentences(tmp_path: Path) -> None:
         boxes=(Box(1.0, 2.0, 3.0, 4.0, "person", 0.5),),
     )
     assert (second.image_name, second.image, third.image_name) == ("./photos/gone.jpg", None, None)
+    assert (cropped.crops, cropped.missing_crops) == ((tmp_path / "photos/a.jpg",), 1)
     found = statistics(config, "train")
-    assert (found.sentences, found.words, found.broken_tags) == (3, 9, 1)
-    assert found.entities == {"LOC": 1, "PER": 2}
-    assert found.entities_lenient == {"LOC": 1, "PER": 3}
+    assert (found.sentences, found.words, found.broken_tags) == (4, 12, 1)
+    assert found.entities == {"LOC": 1, "PER": 3}
+    assert found.entities_lenient == {"LOC": 1, "PER": 4}
     assert (found.images, found.missing_images, found.without_image) == (1, 1, 2)
+    assert (found.crops, found.missing_crops) == (1, 1)
     assert len(found.sha256["train.jsonl"]) == 64
 
 
@@ -106,6 +109,8 @@ def test_instances(tmp_path: Path) -> None:
         (sentence(image="/a.jpg"), r'"image": photo /a\.jpg: the path leads out of'),
         (sentence(boxes=[{"x0": 1}]), r'"boxes" must be a list of objects'),
         (sentence(boxes=3), r'"boxes" must be a list of objects'),
+        (sentence(crops="a.jpg"), r'"crops" must be a list of paths'),
+        (sentence(crops=["../a.jpg"]), r'"crops": photo \.\./a.jpg: '),
         ({key: value for key, value in sentence().items() if key != "image"}, r'has no "image"; its keys'),
         (instance(), r'has no "tags"; its keys are id, words, head'),
     ],

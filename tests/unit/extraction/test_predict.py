@@ -133,6 +133,25 @@ def test_boxes_count_where_the_model_looks_at_them(
     assert alike[0] == pytest.approx(without, abs=1e-5)
 
 
+def test_crops_take_the_place_of_boxes(photos: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    folder = save_tiny(tmp_path / "best", "relations", vision=True, max_crops=2)
+    looks = Extractor.load(folder, warn=said.append)
+    box = (Box(2, 2, 20, 30, "person", 0.9),)
+    given = [(), (photos / "red.jpg",), (photos / "gone.jpg", photos / "red.jpg"), (photos / "damaged.jpg",)]
+    alone, cropped, one_lost, none_left = looks.relations_batch(
+        [Query("Ada met Eve", photos / "noise.png", "Ada", "Eve", box if c else None, c) for c in given]
+    )
+    assert len(said) == 1, "of the first one alone"
+    assert cropped.probabilities != pytest.approx(alone.probabilities, abs=1e-4)
+    assert one_lost.probabilities == pytest.approx(cropped.probabilities, abs=1e-5)
+    assert none_left.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
+    assert [found.has_image for found in (alone, cropped, one_lost, none_left)] == [True] * 4
+    assert alone.image_error is None and cropped.image_error is None
+    assert one_lost.image_error == f"there is no file {photos}/gone.jpg"
+    assert none_left.image_error == f"{photos}/damaged.jpg is no image, or a damaged one"
+
+
 def test_words_are_taken_as_they_are(entities: Extractor, relations: Extractor) -> None:
     words = ["New York", "is", "@a b", "big", "don't"]
     found = entities.entities(words)

@@ -122,6 +122,7 @@ def test_a_file_with_damaged_lines(tmp_path: Path) -> None:
         ({"text": "a", "image": 3}, '"image" must be a path, or null; this is 3'),
         ({"text": "a", "head": [1, 2, 3]}, '"head" must be text, "START:END" or [start, end]'),
         ({"text": "a", "boxes": [{"x0": 1}]}, '"boxes" must be a list of objects'),
+        ({"text": "a", "crops": ["a.jpg", ""]}, '"crops" must be a list of paths'),
         ({"text": "\ud800"}, '"text" must be text'),
         ({"id": "a"}, 'expected either "text" or "words"; its keys are id'),
     ],
