@@ -319,6 +319,10 @@ def read_label_manifest(folder: Path) -> LabelManifest:
         raise ShardError(
             f"{folder} holds no finished soft labels (no manifest.json); run launch/label.py"
         ) from error
+    except (OSError, ValueError) as error:
+        raise ShardError(
+            f"cannot read {path} ({error}); copy it again, or delete {folder} and run launch/label.py"
+        ) from error
     if data.get("schema") != SCHEMA:
         raise ShardError(
             f"{path} has format version {data.get('schema')!r}, this program reads {SCHEMA}; label again"

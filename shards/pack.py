@@ -10,7 +10,7 @@ def main(config: PackConfig) -> None:
     """Pack a raw corpus into WebDataset shards with boxes, entities and an index.
 
     A split that is finished is skipped, so the same command can be run again at any time. The format is
-    described in shards/README.md, the settings in promptmeup/packing/pack.py.
+    described in shards/README.md, the settings in promptmeup/packing/settings.py.
     """
     pack(config)
 

@@ -3,7 +3,8 @@
     {"image_path": "./guardian/images/0000/000.jpg",
      "boxes": [{"x0": 12, "y0": 8.5, "x1": 90, "y1": 120, "label": "person", "score": 0.93}]}
 
-Corners are in pixels of the original image with its EXIF orientation applied. An image without a line has
+A photo in a tar is named as in rejects.jsonl: ARCHIVE.tar@OFFSET. Corners are in pixels of the original image with its
+EXIF orientation applied. An image without a line has
 not been looked at (`Sample.boxes` is None); one with an empty list has, and shows nothing.
 """
 
@@ -36,8 +37,8 @@ def read_boxes(
 
         image = line.get("image_path") if isinstance(line, dict) else None
         entries = line.get("boxes") if isinstance(line, dict) else None
-        if not isinstance(image, str) or not isinstance(entries, list):
-            complain('expected {"image_path": "...", "boxes": [...]}')
+        if not isinstance(image, str) or not is_text(image) or not isinstance(entries, list):
+            complain('expected {"image_path": "...", "boxes": [...]}, in UTF-8')
             continue
         image = normal_path(image)
         if image not in wanted:

@@ -17,12 +17,12 @@ from promptmeup.records import Box, Caption, Reject, Sample, photo_name
 from promptmeup.shard_format import image_key
 
 _TABLES = """
-create table image (number integer primary key, path text not null, start integer, size integer,
-                    unique (path, start));
+create table image (number integer primary key, name text unique not null, path text not null, start integer,
+                    size integer);
 create table pair (number integer primary key, image integer not null, caption_id text not null,
                    text text not null, own_key text not null, item text, claim text,
                    unique (image, caption_id));
-create table boxes (path text primary key, boxes text not null) without rowid;
+create table boxes (name text primary key, boxes text not null) without rowid;
 """
 
 
@@ -49,14 +49,15 @@ def create_tables(database: sqlite3.Connection, statements: str) -> None:
 
 
 class PairGroups:
-    """Collects pairs in any order; `path in groups` says whether an image has one."""
+    """Collects pairs in any order; `name in groups` says whether the image of that `photo_name` has one."""
 
     def __init__(self) -> None:
         self._database = temporary_database()
         create_tables(self._database, _TABLES)
 
-    def __contains__(self, path: object) -> bool:
-        return self._database.execute("select 1 from image where path = ?", (path,)).fetchone() is not None
+    def __contains__(self, name: object) -> bool:
+        found = self._database.execute("select 1 from image where name = ?", (name,)).fetchone()
+        return found is not None
 
     def add(
         self,
@@ -77,12 +78,12 @@ class PairGroups:
             item, claim: what a note about the pair names, and what it says; no note without a claim.
         """
         start, size = member or (0, None)
+        name = photo_name(image_path, member)
         self._database.execute(
-            "insert or ignore into image (path, start, size) values (?, ?, ?)", (image_path, start, size)
+            "insert or ignore into image (name, path, start, size) values (?, ?, ?, ?)",
+            (name, image_path, start, size),
         )
-        (image,) = self._database.execute(
-            "select number from image where path = ? and start = ?", (image_path, start)
-        ).fetchone()
+        (image,) = self._database.execute("select number from image where name = ?", (name,)).fetchone()
         added = self._database.execute(
             "insert or ignore into pair (image, caption_id, text, own_key, item, claim) "
             "values (?, ?, ?, ?, ?, ?)",
@@ -96,16 +97,16 @@ class PairGroups:
         Raises:
             CorpusError: the file is absent or unreadable.
         """
-        for path, boxes in read_boxes(file, wanted=self, reject=reject):
+        for name, boxes in read_boxes(file, wanted=self, reject=reject):
             text = json.dumps([asdict(box) for box in boxes])
-            self._database.execute("insert into boxes values (?, ?)", (path, text))
+            self._database.execute("insert into boxes values (?, ?)", (name, text))
 
     def samples(self) -> Iterator[Sample]:
         """Yield each image with its captions, in the order of their first appearance."""
         self._database.execute("create index if not exists by_image on pair (image, number)")
         rows = self._database.execute(
             "select image.number, path, start, size, boxes, caption_id, text, own_key, item, claim "
-            "from image join pair on pair.image = image.number left join boxes using (path) "
+            "from image join pair on pair.image = image.number left join boxes using (name) "
             "order by image.number, pair.number"
         )
         for _, group in groupby(rows, itemgetter(0)):

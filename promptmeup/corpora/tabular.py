@@ -11,13 +11,14 @@ Rows that name the same image are one photo with several captions. Image paths a
 
 import csv
 import json
+import os
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, BinaryIO, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -31,6 +32,8 @@ from promptmeup.shard_format import image_key, text_id
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 VAL = "val"
+_LONGEST_END = 1 << 20
+"""bytes of a tar's last zeros: usual are 10 KiB at most"""
 
 
 class TabularConfig(Config):
@@ -47,7 +50,7 @@ class TabularConfig(Config):
     own_image: str | None = None
     """column of the path of the image that the caption belongs to, where rows may be mismatched on purpose"""
     val_share: float = Field(0.0, ge=0.0, lt=1.0)
-    """share of the images of split train that are split val instead, chosen by their names"""
+    """share of the images of split train that are split val instead, chosen by their names; not with `own_image`"""
     boxes: Path | None = None
     """JSON lines of known objects (see corpora/boxes.py), relative to `root` unless absolute"""
 
@@ -57,10 +60,15 @@ class TabularConfig(Config):
             raise ValueError(
                 "val_share takes images from files.train for a split val: give no files.val with it"
             )
+        if self.val_share and self.own_image:
+            raise ValueError(
+                "val_share chooses images, and a caption that own_image gives to two of them would be in both splits: "
+                "write two tables, and give files.val"
+            )
         return self
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Row:
     """One row of a table, or one sample of img2dataset."""
 
@@ -70,6 +78,9 @@ class _Row:
     captions: Any
     own_image: Any = None
     member: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        self.place = _printable(self.place)
 
 
 def image_root(config: TabularConfig) -> Path:
@@ -154,7 +165,8 @@ def _csv_rows(path: Path, config: TabularConfig) -> Iterator[_Row]:
     csv.field_size_limit(sys.maxsize)  # a caption may have 10,000 words
     # bytes that are no UTF-8 become lone surrogates, which are counted as a malformed row and not a crash
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        # strict: a lone quote at the beginning of a field would take in all rows up to the next one
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
         _require(path, reader.fieldnames or [], config)
         try:
             for fields in reader:
@@ -162,7 +174,8 @@ def _csv_rows(path: Path, config: TabularConfig) -> Iterator[_Row]:
                 yield _row(f"{path.name} line {reader.line_num}", values)
         except csv.Error as error:
             raise CorpusError(
-                f"{path} line {reader.line_num}: {error}; write the file again as CSV"
+                f"{path} line {reader.line_num}: {error}; a field that begins with a quotation mark is quoted as a "
+                'whole, and its own marks are doubled ("""The king"" he said"): write the file again as CSV'
             ) from error
 
 
@@ -173,6 +186,16 @@ def _parquet_rows(path: Path, config: TabularConfig) -> Iterator[_Row]:
     try:
         with ParquetFile(path) as file:
             _require(path, file.schema_arrow.names, config)
+            kind = file.schema_arrow.field(config.image).type
+            if (
+                pyarrow.types.is_struct(kind)
+                or pyarrow.types.is_binary(kind)
+                or pyarrow.types.is_large_binary(kind)
+            ):
+                raise CorpusError(
+                    f"{path}: column '{config.image}' (corpus.image) holds {kind}, the photos themselves, and must "
+                    "hold their paths: write them into files, or into tars as img2dataset does"
+                )
             number = 0
             for batch in file.iter_batches(batch_size=4096, columns=_columns(config)):
                 for values in zip(*(batch[name].to_pylist() for name in _columns(config)), strict=True):
@@ -209,7 +232,7 @@ def _tar_rows(path: Path, config: TabularConfig, *, reject: Callable[[Reject], N
     stem = ""
     members: dict[str, Any] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 own_stem, _, suffix = member.name.rpartition(".")
                 if own_stem != stem and members:
@@ -220,11 +243,24 @@ def _tar_rows(path: Path, config: TabularConfig, *, reject: Callable[[Reject], N
                     members["image"] = (member.offset_data, member.size)
                 elif suffix in ("txt", "json") and (content := tar.extractfile(member)):
                     members[suffix] = content.read()
+            _check_end(file, tar.offset)
     except tarfile.ReadError as error:
         detail = f"{error}: cut off, or compressed? What stands behind is not packed"
-        reject(Reject(name, "malformed_record", detail, pairs=0))
+        reject(Reject(name, "malformed_record", detail))
     if members:
         yield from _tar_sample(name, stem, members, config)
+
+
+def _check_end(file: BinaryIO, offset: int) -> None:
+    """Raise ReadError unless an archive's end stands at `offset`: tarfile takes a damaged header for it.
+
+    That is two blocks of zeros or more; many more are the hole of a download that was interrupted.
+    """
+    size = os.fstat(file.fileno()).st_size
+    file.seek(offset)
+    rest = file.read(_LONGEST_END + 1)
+    if not 1024 <= len(rest) <= _LONGEST_END or rest.strip(b"\0"):
+        raise tarfile.ReadError(f"no header and no end at byte {offset} of {size}")
 
 
 def _tar_sample(tar: str, stem: str, members: dict[str, Any], config: TabularConfig) -> Iterator[_Row]:
@@ -248,12 +284,13 @@ def _add_row(
     groups: PairGroups, row: _Row, config: TabularConfig, *, split: str, reject: Callable[[Reject], None]
 ) -> None:
     if not _is_path(row.image) or (config.own_image and not _is_path(row.own_image)):
-        detail = f"needs an image path and a caption, has {row.image!r} and {str(row.captions)[:100]!r}"
+        images = ", ".join(ascii(image)[:100] for image in (row.image, row.own_image) if image is not None)
+        detail = f"needs an image path and a caption, has {images or None} and {str(row.captions)[:100]!r}"
         reject(Reject(row.place, "malformed_record", _printable(detail)))
         return
     path = normal_path(row.image)
     name = photo_name(path, row.member)
-    if config.val_share and _is_val(name, config.val_share) != (split == VAL):
+    if config.val_share and split in ("train", VAL) and _is_val(name, config.val_share) != (split == VAL):
         return
     own_key = image_key(normal_path(row.own_image) if config.own_image else name)
     captions = row.captions if isinstance(row.captions, list) else [row.captions]

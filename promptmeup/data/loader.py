@@ -67,8 +67,8 @@ class _PairMaker:
         labels = self.sources.labels[number] if self.sources.labels else None
         return Example(
             key=record["key"],
-            image_id=int(pair["image_id"]),
-            caption_id=int(pair["caption_id"]),
+            image_id=self.sources.own_id(number, int(pair["image_id"])),
+            caption_id=self.sources.own_id(number, int(pair["caption_id"])),
             text=record["captions"][int(pair["caption"])]["text"],
             image_CSS=image_CSS,
             color_3=draw_color(config.color_jitter, random),

@@ -12,6 +12,7 @@ from promptmeup.data.blend import Blend
 from promptmeup.data.order import Order, Stream
 from promptmeup.data.reader import LabelReader, PackedSplit, PairFilter
 from promptmeup.errors import ShardError
+from promptmeup.shard_format import key_id, text_id
 
 
 def training_order(split: PackedSplit, *, seed: int, window: int, pairs: PairFilter) -> Order:
@@ -42,6 +43,13 @@ def training_order(split: PackedSplit, *, seed: int, window: int, pairs: PairFil
         pairs=pairs,
         **(only_matched if pairs == "matched" else {}),
     )
+
+
+def _origin(split: PackedSplit) -> tuple[Any, Any]:
+    """Return what the names of a split's photos are relative to."""
+    photos = split.manifest.packed_with.get("photos") or {}
+    corpus = photos.get("settings", {}).get("corpus", {})
+    return corpus.get("kind"), corpus.get("root")
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,20 @@ class Sources:
         """What a resumed run must find unchanged: all that the order depends on, and the soft labels."""
         names = {"labels": " ".join(reader.folder.name for reader in self.labels)} if self.labels else {}
         return dict(self.stream.identity) | names
+
+    @cached_property
+    def _salts(self) -> tuple[int, ...]:
+        """By split: what ids of images are mixed with, so that photos of the same name in two corpora stay two."""
+        origins = [_origin(split) for split in self.splits]
+        firsts = [origins.index(origin) for origin in origins]
+        return tuple(key_id(text_id(f"corpus {first}")) if first else 0 for first in firsts)
+
+    def own_id(self, number: int, image_id: int) -> int:
+        """Return an `image_id` of split `number` as it is told apart in a batch.
+
+        Splits that were packed of one corpus show the same photos: there an id stays one.
+        """
+        return image_id ^ self._salts[number]
 
     @cached_property
     def _first_row(self) -> NDArray[np.int64]:

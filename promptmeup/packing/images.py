@@ -116,7 +116,8 @@ def prepare_image(source: Path | BinaryIO, *, shorter_side: int, quality: int) -
 def _prepare(image: Image.Image, *, shorter_side: int, quality: int) -> StoredImage:
     width, height = image.size
     _check_size(width, height)
-    turned = image.getexif().get(_ORIENTATION) in _TURNED_ASIDE
+    # of a TIFF Pillow gives the size as it will be
+    turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED_ASIDE
     factor = min(1.0, shorter_side / min(width, height))
     # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size; twice the target leaves the resampling its work
     image.draft(None, (round(2 * factor * width), round(2 * factor * height)))

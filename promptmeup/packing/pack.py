@@ -6,6 +6,7 @@ command goes on where it stopped, and the bytes are those of an undisturbed run.
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from promptmeup import __version__
-from promptmeup.config import fingerprint
 from promptmeup.corpora import raw
 from promptmeup.errors import CorpusError, ShardError
 from promptmeup.packing.finish import Gathered, finish_split, gather_parts, rejects_after_update
 from promptmeup.packing.parts import missing_shards
-from promptmeup.packing.plan import Plan, differences, make_plan
+from promptmeup.packing.plan import Plan, differences, make_plan, parts_folder
 from promptmeup.packing.processes import available_cores, run_processes
-from promptmeup.packing.rejects import Books, write_rejects
+from promptmeup.packing.rejects import BOX_REASONS, Books, write_rejects
 from promptmeup.packing.settings import STAGES, PackConfig
 from promptmeup.packing.shard_maker import ShardMaker
 from promptmeup.packing.stages import PhotoSettings
@@ -53,7 +53,7 @@ def pack(config: PackConfig) -> None:
             if isinstance(error, FileNotFoundError) and (config.out / split / "manifest.json").exists():
                 continue  # another task finished the split and removed its work folder a moment ago
             raise ShardError(
-                f"cannot write {error.filename or config.out / split}: {error.strerror}; "
+                f"cannot read or write {error.filename or config.out / split}: {error.strerror}; "
                 "make room or mend the permissions and run the same command again: it goes on where it stopped"
             ) from error
 
@@ -91,7 +91,7 @@ def _stages_to_do(
         if not config.makes(stage):
             continue
         there = manifest.packed_with.get(stage)
-        if there is None or config.redo:
+        if there is None or (config.redo and not _is_of_this_job(there)):
             todo.append(stage)
         elif changed := differences(there["settings"], settings[stage]):
             if config.stage != stage or stage == "photos":
@@ -112,7 +112,7 @@ def _pack_photos(split: str, folder: Path, config: PackConfig, settings: Setting
             "move them away, or set out to another folder"
         )
     settings = {stage: settings[stage] for stage in STAGES if config.makes(stage)}
-    plan = _plan(split, folder, config, settings)
+    plan = _plan(split, folder, config, settings, samples_per_shard=config.samples_per_shard)
     maker = ShardMaker(
         folder=folder,
         parts=plan.parts,
@@ -123,6 +123,9 @@ def _pack_photos(split: str, folder: Path, config: PackConfig, settings: Setting
         entities=config.entities if config.makes("entities") else None,
     )
     try:
+        at_best = Books(max_rate=config.max_reject_rate)
+        at_best.add(plan.rejects, packed=plan.pairs)
+        at_best.check()  # before hours of work that cannot end well
         if not _make_shards(maker, plan.shards, dict(zip(plan.shards, plan.samples, strict=True)), config):
             return
         gathered = gather_parts(plan.parts, plan.shards)
@@ -179,15 +182,16 @@ def _update(
     work.mkdir(exist_ok=True)
     plan = None
     if "boxes" in stages and config.corpus.boxes is not None:
-        plan = _plan(folder.name, folder, config, {"update": settings})
+        # cut as the photos were, whatever is set now
+        samples = before.packed_with["photos"]["settings"]["samples_per_shard"]
+        plan = _plan(folder.name, folder, config, {"update": settings}, samples_per_shard=samples)
         if plan.digest != before.packed_with["photos"]["plan"]:
             raise ShardError(
                 f"{config.corpus.root} is not the corpus that {folder} was packed of, or it changed; "
                 "pack it into another folder"
             )
     begun = {"settings": settings, "manifest": asdict(before)}
-    parts = work / f"parts-{fingerprint(begun)}"
-    parts.mkdir(exist_ok=True)
+    parts = parts_folder(work, begun)
     write_json(work / "update.json", begun)
     (folder / "manifest.json").unlink(missing_ok=True)
     maker = ShardMaker(
@@ -199,16 +203,20 @@ def _update(
         detector=config.detector,
         entities=config.entities if "entities" in stages else None,
     )
-    samples = {entry.name: entry.samples for entry in before.shards}
-    if not _make_shards(maker, tuple(samples), samples, config):
+    counts = {entry.name: entry.samples for entry in before.shards}
+    if not _make_shards(maker, tuple(counts), counts, config):
         return
-    gathered = gather_parts(parts, samples)
-    rejects = rejects_after_update(folder, gathered.rejects, boxes="boxes" in stages)
+    gathered = gather_parts(parts, counts)
+    new = [*(reject for reject in plan.rejects if reject.reason in BOX_REASONS)] if plan else []
+    rejects = rejects_after_update(folder, [*new, *gathered.rejects], boxes="boxes" in stages)
     books = Books(max_rate=1.0)
     books.add(rejects, packed=before.pairs)
     packed_with = before.packed_with | {
         stage: {"settings": settings[stage], "by": gathered.made_by[stage]} for stage in stages
     }
+    if config.redo and _job() is not None:
+        for stage in stages:
+            packed_with[stage] |= {"redone_by": _job()}
     _finish(folder, gathered, rejects, books, packed_with, start=start)
 
 
@@ -261,6 +269,15 @@ def _make_shards(
     return not left
 
 
+def _job() -> str | None:
+    """Return the number of this Slurm job, which all tasks of an array have in common, also when queued again."""
+    return os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
+
+
+def _is_of_this_job(made: dict[str, Any]) -> bool:
+    return _job() is not None and made.get("redone_by") == _job()
+
+
 def _check_splits(config: PackConfig) -> None:
     """Refuse a split that is neither packed nor in the corpus, before any work."""
     begun = ("manifest.json", f"{WORK}/update.json")
@@ -275,11 +292,13 @@ def _check_splits(config: PackConfig) -> None:
         )
 
 
-def _plan(split: str, folder: Path, config: PackConfig, settings: dict[str, Any]) -> Plan:
+def _plan(
+    split: str, folder: Path, config: PackConfig, settings: dict[str, Any], *, samples_per_shard: int
+) -> Plan:
     def read(reject: Callable[[Reject], None]) -> Iterable[Sample]:
         return raw.samples(config.corpus, split=split, reject=reject)
 
-    return make_plan(read, folder / WORK, samples_per_shard=config.samples_per_shard, settings=settings)
+    return make_plan(read, folder / WORK, samples_per_shard=samples_per_shard, settings=settings)
 
 
 def _remove_work(work: Path) -> None:

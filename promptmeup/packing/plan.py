@@ -33,6 +33,8 @@ class Plan:
     """bytes in plan.jsonl where each shard's lines begin"""
     samples: tuple[int, ...]
     """in each shard, before any is rejected"""
+    pairs: int
+    """of all samples"""
     rejects: tuple[Reject, ...]
     """of the corpus's reader"""
     digest: str
@@ -64,7 +66,7 @@ def make_plan(read: Reader, folder: Path, *, samples_per_shard: int, settings: d
         ShardError: another plan is there: the corpus or the settings changed since the packing began.
     """
     rejects: list[Reject] = []
-    starts, samples = [], []
+    starts, samples, pairs = [], [], 0
     digest, whole = hashlib.sha256(), hashlib.sha256()
     folder.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(folder / "plan.jsonl")
@@ -75,6 +77,7 @@ def make_plan(read: Reader, folder: Path, *, samples_per_shard: int, settings: d
                     starts.append(file.tell())
                     samples.append(0)
                 samples[-1] += 1
+                pairs += len(sample.captions)
                 described, boxes = _lines(sample)
                 digest.update(described)
                 line = b"[" + described + b"," + boxes + b"]\n"
@@ -96,9 +99,25 @@ def make_plan(read: Reader, folder: Path, *, samples_per_shard: int, settings: d
     finally:
         temporary.unlink(missing_ok=True)
     write_json(folder / "plan.json", plan)
-    parts = folder / f"parts-{fingerprint(plan)}"
-    parts.mkdir(exist_ok=True)
-    return Plan(folder, tuple(starts), tuple(samples), tuple(rejects), plan["digest"], parts)
+    parts = parts_folder(folder, plan)
+    return Plan(folder, tuple(starts), tuple(samples), pairs, tuple(rejects), plan["digest"], parts)
+
+
+def parts_folder(work: Path, described: dict[str, Any]) -> Path:
+    """Return the folder for the parts of what is `described`, and make it.
+
+    Hashes of settings do not count for its name: weights that ultralytics downloads at the first use have none before.
+    Others under the same name are refused by `differences`.
+    """
+    folder = work / f"parts-{fingerprint(_without_hashes(described))}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _without_hashes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_hashes(v) for k, v in value.items() if not str(k).endswith("_sha256")}
+    return [_without_hashes(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _compare(folder: Path, new: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ from promptmeup.records import Reject
 from promptmeup.shard_format import write_atomically
 
 PAIRS_BEFORE_JUDGING = 1000
-BOX_REASONS = ("no_detections", "bad_box")
-"""made by the stage that finds boxes, and replaced with them"""
+BOX_REASONS = ("no_detections", "bad_box", "malformed_boxes")
+"""made by the stage that finds boxes or by reading the corpus's, and replaced with them"""
 
 
 class Books:

@@ -26,7 +26,8 @@ class PackConfig(Config):
     """photos: pack these alone, boxes and entities later; boxes, entities: make them, anew where they are there
     with other settings, and leave the photos as they are"""
     redo: bool = False
-    """with stage=boxes or entities: make them anew although the settings are the same"""
+    """with stage=boxes or entities: make them anew although the settings are the same; a Slurm job does it once, and
+    without Slurm the same command begins all splits anew each time"""
     shorter_side: int = Field(default=288, ge=32, le=4096)
     """pixels; larger photos are reduced to it"""
     jpeg_quality: int = Field(default=90, ge=1, le=100)

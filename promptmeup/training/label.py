@@ -1,7 +1,9 @@
 """A labelling run: teacher, banks, soft labels of every shard, shared over processes by files alone."""
 
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -50,6 +52,7 @@ def label(config: LabelRunConfig) -> None:
     is_main = processes.is_main_process
     for folder in config.splits:
         _refuse_unfinished(folder)
+        _insist_on_room(folder)
     teacher = open_teacher(config.teacher, device=device)
     vocabulary = read_vocabulary(config.bank.vocabulary, entities=config.splits[0] / "entities.tsv")
     banks = build_banks(vocabulary, teacher.encode_texts, batch=config.bank.batch)
@@ -74,29 +77,31 @@ def label(config: LabelRunConfig) -> None:
         share = split.manifest.shards[processes.process_index :: processes.num_processes]
         bar = iter(progress(share, total=len(share), what=f"label {folder}", unit="shards"))
         next(bar, None)
-        write_labels(
-            target,
-            split.manifest.shards,
-            lambda entry, split=split: stored_samples(split, entry),  # type: ignore[misc]
-            teacher,
-            banks,
-            config,
-            rank=processes.process_index,
-            size=processes.num_processes,
-            done=lambda _, bar=bar: next(bar, None),  # type: ignore[misc]
-        )
-        processes.wait_for_everyone()
-        if is_main:
-            save_banks(target, banks, corpus=split.manifest.fingerprint)
-            manifest = finish_labels(
+        with _writing(target):
+            write_labels(
                 target,
                 split.manifest.shards,
-                vocabulary,
+                lambda entry, split=split: stored_samples(split, entry),  # type: ignore[misc]
+                teacher,
+                banks,
                 config,
-                corpus=split.manifest.fingerprint,
-                made_with={"config": config.model_dump(mode="json"), "teacher": teacher.fingerprint},
-                further=caption_agreement(split, target, vocabulary),
+                rank=processes.process_index,
+                size=processes.num_processes,
+                done=lambda _, bar=bar: next(bar, None),  # type: ignore[misc]
             )
+        processes.wait_for_everyone()
+        if is_main:
+            with _writing(target):
+                save_banks(target, banks, corpus=split.manifest.fingerprint)
+                manifest = finish_labels(
+                    target,
+                    split.manifest.shards,
+                    vocabulary,
+                    config,
+                    corpus=split.manifest.fingerprint,
+                    made_with={"config": config.model_dump(mode="json"), "teacher": teacher.fingerprint},
+                    further=caption_agreement(split, target, vocabulary),
+                )
             _report(target, manifest.statistics, vocabulary.entities, vocabulary.relations)
         processes.wait_for_everyone()
 
@@ -109,6 +114,27 @@ def _refuse_unfinished(folder: Path) -> None:
             f"{folder} was packed without {' and '.join(missing)}, which labels are made of; "
             f"add them with shards/pack.py and {' and '.join(f'stage={stage}' for stage in missing)}"
         )
+
+
+def _insist_on_room(folder: Path) -> None:
+    """Try to write where labels go, before a teacher has worked for them."""
+    labels = labels_folder(folder, "any").parent
+    with _writing(labels):
+        labels.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=labels) as file:
+            file.write(b"labels")
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say what to do where files cannot be written: what is finished stays."""
+    try:
+        yield
+    except OSError as error:
+        raise ShardError(
+            f"cannot read or write {error.filename or folder}: {error.strerror or error}; labels lie beside the "
+            "shards: make room or mend the permissions, and start the same command again: finished shards stay"
+        ) from error
 
 
 def stored_samples(split: PackedSplit, entry: ShardEntry) -> Iterator[StoredSample]:

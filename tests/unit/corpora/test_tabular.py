@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,58 @@ def test_a_share_of_the_images_is_kept_for_validation(tmp_path: Path) -> None:
         load(TabularConfig, None, [f"root={tmp_path}", *files, "val_share=0.1"])
 
 
+def test_a_share_for_validation_leaves_other_splits_alone(tmp_path: Path) -> None:
+    rows = [{"image": f"{i}.jpg", "caption": f"Caption {i}.", "own": f"{i}.jpg"} for i in range(40)]
+    write_jsonl(tmp_path / "t.jsonl", rows)
+    config = TabularConfig(root=tmp_path, files={"train": "t.jsonl", "test": "t.jsonl"}, val_share=0.5)
+    assert len(read(config, "test")[0]) == 40
+    with pytest.raises(ConfigError, match=r"write two tables, and give files\.val"):
+        load(
+            TabularConfig,
+            None,
+            [f"root={tmp_path}", "files.train=t.jsonl", "val_share=0.1", "own_image=own"],
+        )
+
+
+def test_a_lone_quotation_mark_swallows_no_rows(tmp_path: Path) -> None:
+    rows = ["image\tcaption", '1.jpg\t"The king', "2.jpg\tfoo", '3.jpg\t"Hello" he said']
+    for more in ([], rows[1:2]):
+        (tmp_path / "t.tsv").write_text("\n".join([*rows, *more]) + "\n")
+        with pytest.raises(CorpusError, match="begins with a quotation mark is quoted as a whole"):
+            read(TabularConfig(root=tmp_path, files={"train": "t.tsv"}))
+    (tmp_path / "t.tsv").write_text("\n".join(rows[:1] + rows[2:3]) + '\n1.jpg\t"""The king"" he"\n')
+    found, _ = read(TabularConfig(root=tmp_path, files={"train": "t.tsv"}))
+    assert [s.captions[0].text for s in found] == ["foo", '"The king" he']
+
+
+def test_photos_inside_a_parquet_file_are_refused(tmp_path: Path) -> None:
+    for image in (b"jpeg" * 1000, {"bytes": b"jpeg", "path": "1.jpg"}):
+        write_parquet(tmp_path / "t.parquet", [{"image": image, "caption": "A."}])
+        with pytest.raises(CorpusError, match="the photos themselves, and must hold their paths"):
+            read(TabularConfig(root=tmp_path, files={"train": "t.parquet"}))
+    write_jsonl(tmp_path / "t.jsonl", [{"image": ["x" * 5000], "caption": "A."}])
+    _, (reject,) = read(TabularConfig(root=tmp_path, files={"train": "t.jsonl"}))
+    assert reject.reason == "malformed_record" and len(reject.detail) < 300
+
+
+def test_names_that_are_not_utf8_are_counted(tmp_path: Path) -> None:
+    """As from an archive that was packed elsewhere."""
+    (tmp_path / "out").mkdir()
+    name = os.fsdecode(b"caf\xe9")
+    for stem in (name, "tea"):
+        (tmp_path / f"out/{stem}.jpg").write_bytes(b"photo")
+        (tmp_path / f"out/{stem}.txt").write_text("A cup.")
+    write_jsonl(tmp_path / "boxes.jsonl", [{"image_path": f"out/{name}.jpg", "boxes": []}])
+    config = TabularConfig(root=tmp_path, files={"train": "out"}, boxes=Path("boxes.jsonl"))
+    found, rejects = read(config)
+    assert [s.image_path for s in found] == ["out/tea.jpg"]
+    assert [(r.item, r.reason) for r in rejects] == [
+        ("out/caf\\udce9.jpg", "malformed_record"),
+        ("boxes.jsonl line 1", "malformed_boxes"),
+    ]
+    assert all(json.dumps(r.__dict__, ensure_ascii=False).encode() for r in rejects)
+
+
 def tar_of(path: Path, members: dict[str, bytes]) -> None:
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
@@ -226,6 +279,44 @@ def test_a_tar_cut_off_gives_what_is_whole_and_says_so(tmp_path: Path) -> None:
     found, rejects = read(TabularConfig(root=tmp_path, files={"train": "00000.tar"}))
     assert 2 <= len(found) <= 3
     assert any("cut off" in reject.detail for reject in rejects)
+
+
+@pytest.mark.parametrize("damage", ["hole", "checksum", "between", "header", "preallocated"])
+def test_a_damaged_tar_is_not_taken_for_a_short_one(tmp_path: Path, damage: str) -> None:
+    """A header that tarfile cannot read is an archive's end to it."""
+    members = {f"{i:09}.{kind}": b"x" * 2000 for i in range(6) for kind in ("jpg", "txt")}
+    path, config = tmp_path / "00000.tar", TabularConfig(root=tmp_path, files={"train": "00000.tar"})
+    tar_of(path, members)
+    whole = path.read_bytes()
+    assert [len(part) for part in read(config)] == [6, 0]
+    fourth = 6 * 2560  # three samples of two members, each a header and four blocks
+    hole = bytes(len(whole) - fourth)
+    path.write_bytes(
+        {
+            "hole": whole[:fourth] + bytes(2560) + whole[fourth + 2560 :],
+            "checksum": whole[:fourth] + b"Z" * 512 + whole[fourth + 512 :],
+            "between": whole[:fourth],
+            "header": whole[: fourth + 100],
+            "preallocated": whole[:fourth] + hole + bytes(1 << 20),
+        }[damage]
+    )
+    found, rejects = read(config)
+    assert len(found) == 3
+    assert [(r.item, r.reason, r.pairs, r.kept) for r in rejects] == [
+        ("00000.tar", "malformed_record", 1, False)
+    ]
+
+
+def test_boxes_of_photos_in_a_tar(tmp_path: Path) -> None:
+    """They are named as in rejects.jsonl; the name of the tar alone is no photo's."""
+    tar_of(tmp_path / "00000.tar", {f"{i}.{kind}": b"x" for i in range(3) for kind in ("jpg", "txt")})
+    config = TabularConfig(root=tmp_path, files={"train": "00000.tar"}, boxes=Path("boxes.jsonl"))
+    (tmp_path / "boxes.jsonl").write_text("")
+    second = read(config)[0][1]
+    box = {"x0": 1, "y0": 2, "x1": 3, "y1": 4, "label": "person", "score": 0.5}
+    lines = [{"image_path": name, "boxes": [box]} for name in ("00000.tar", second.name)]
+    write_jsonl(tmp_path / "boxes.jsonl", lines)
+    assert [s.boxes is None for s in read(config)[0]] == [True, False, True]
 
 
 def test_img2datasets_files_are_read_from_their_folder(tmp_path: Path) -> None:

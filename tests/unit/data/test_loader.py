@@ -1,5 +1,6 @@
 """The same batches for any number of ranks and workers, before and after a resume."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import threading
 from dataclasses import fields, replace
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from torch import multiprocessing
@@ -18,10 +20,11 @@ from promptmeup import shard_format as sf
 from promptmeup.data.loader import train_batches
 from promptmeup.data.reader import DamagedSampleError, LabelReader, PackedSplit
 from promptmeup.data.settings import DataConfig
-from promptmeup.data.sources import single, training_order
+from promptmeup.data.sources import Sources, single, training_order
 from promptmeup.data.transforms import ImageConfig
 from promptmeup.errors import ConfigError, ShardError, TrainingError
 from promptmeup.records import Batch, SoftLabels
+from tests.support.packed import write_packed_split
 
 # three workers on a machine with two cores
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -344,3 +347,34 @@ def test_config_from_yaml(tmp_path):
     assert configuration.load(DataConfig, file) == config
     with pytest.raises(ConfigError, match=r"'image.siz'.*did you mean 'image.size'"):
         configuration.load(DataConfig, file, ["image.siz=3"])
+
+
+@pytest.mark.parametrize(("roots", "shared"), [(("/a", "/a"), True), (("/a", "/b"), False)])
+def test_photos_of_one_name_in_two_corpora_are_two(tmp_path, tokenizer, roots, shared):
+    """Their keys are equal where two corpora call their photos alike, as img2dataset does; ids in a batch are not."""
+    splits = []
+    for number, root in enumerate(roots):
+        folder = write_packed_split(
+            tmp_path / str(number), num_images=8, captions_per_image=1, boxes_per_image=1, seed=3
+        )
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["packed_with"] = {"photos": {"settings": {"corpus": {"kind": "tabular", "root": root}}}}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        splits.append(PackedSplit(folder))
+    sources = Sources(tuple(splits), (0.5, 0.5), seed=1, window=2, pairs="all")
+    found = train_batches(
+        sources,
+        config=make_config(splits[0]),
+        tokenizer=tokenizer,
+        start_pairs=0,
+        global_batch=32,
+        rank=0,
+        size=1,
+    )
+    batch = next(iter(found))
+    first = set(np.load(splits[0].folder / "pairs.npy")["image_id"].tolist())
+    other = set(batch.image_ids_B.tolist()) - first
+    assert bool(other) is not shared
+    assert len(set(batch.image_ids_B.tolist())) == (8 if shared else 16)
+    matched = batch.image_ids_B == batch.caption_ids_B
+    assert matched.sum() == 16, "half of the pairs are falsified, in both"

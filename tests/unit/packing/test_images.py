@@ -64,6 +64,16 @@ def test_exif_orientation_is_applied_and_forgotten(tmp_path: Path, orientation: 
     assert 0x0112 not in image.open().getexif()
 
 
+@pytest.mark.parametrize("kind", ["png", "webp", "tif"])
+def test_other_formats_are_turned_too(tmp_path: Path, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    two_colours((96, 64)).transpose(Image.Transpose.ROTATE_90).save(tmp_path / f"a.{kind}", exif=exif)
+    image = prepare(tmp_path / f"a.{kind}")
+    assert (image.width, image.height, image.original_width, image.original_height) == (72, 48, 96, 64)
+    assert near(image, (0.04, 0.06), (0, 255, 0)) and near(image, (0.8, 0.8), (0, 0, 255))
+
+
 @pytest.mark.parametrize(
     ("name", "mode"),
     [

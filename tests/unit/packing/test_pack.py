@@ -158,7 +158,7 @@ def test_absent_weights_are_named(tmp_path: Path, weights: str) -> None:
 )
 def test_an_output_that_cannot_be_written_is_a_clear_error(tmp_path: Path, out: str, reason: str) -> None:
     (tmp_path / "file").write_text("a file where the folder should be")
-    with pytest.raises(ShardError, match=rf"cannot write .*: {reason}.*run the same command again"):
+    with pytest.raises(ShardError, match=rf"cannot read or write .*: {reason}.*run the same command again"):
         pack(settings(write_corpus(tmp_path / "news"), tmp_path / out))
 
 

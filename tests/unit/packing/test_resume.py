@@ -13,10 +13,12 @@ import pytest
 from promptmeup.data.reader import PackedSplit
 from promptmeup.errors import CorpusError, ShardError
 from promptmeup.packing import pack as packing
-from promptmeup.packing import parts, shard_maker
+from promptmeup.packing import parts, rejects, shard_maker
 from promptmeup.packing.entities import EntityConfig, EntityFinder
 from promptmeup.packing.pack import pack
+from promptmeup.packing.plan import make_plan
 from promptmeup.packing.settings import PackConfig
+from promptmeup.records import Sample
 from promptmeup.shard_format import read_manifest
 from tests.support.photos import write_photo
 
@@ -187,6 +189,64 @@ def test_other_boxes_under_the_same_name_are_noticed(corpus: Path, tmp_path: Pat
     pack(settings(corpus, tmp_path / "out"))  # finished, and the corpus may be gone
 
 
+def test_boxes_are_found_in_shards_of_another_size_than_set_now(
+    corpus: Path, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    for now in (2, 5):
+        out = tmp_path / str(now)
+        pack(settings(corpus, out, stage="photos"))
+        for stage in ("boxes", "entities"):
+            pack(settings(corpus, out, stage=stage, samples_per_shard=now))
+        assert files(out / "train") == expected
+
+
+def test_what_is_said_of_the_boxes_file_is_said_of_the_one_in_use(corpus: Path, tmp_path: Path) -> None:
+    def said() -> list[str]:
+        lines = (tmp_path / "out/train/rejects.jsonl").read_text().splitlines()
+        return [f"{line['item']} {line['reason']}" for line in map(json.loads, lines)]
+
+    good = (corpus / "boxes.jsonl").read_text()
+    (corpus / "boxes.jsonl").write_text("{}\n" + good)
+    pack(settings(corpus, tmp_path / "out", stage="photos"))
+    for text, expected in ((good, 0), ("{}\n" + good, 1), (good, 0)):
+        (corpus / "boxes.jsonl").write_text(text)
+        pack(settings(corpus, tmp_path / "out", stage="boxes"))
+        assert said().count("boxes.jsonl line 1 malformed_boxes") == expected
+        assert len(said()) == 3 + expected
+
+
+def test_weights_that_are_downloaded_meanwhile_change_no_name(tmp_path: Path) -> None:
+    """The first task finds none, and fetches them; the second one goes on in the same folder."""
+    sample = Sample("0" * 16, "a.jpg", (), None)
+    folders = set()
+    for sha256 in (None, "c0ffee"):
+        detector = {"boxes": {"detector": {"weights": "yolo11n.pt", "weights_sha256": sha256}}}
+        plan = make_plan(lambda _: [sample], tmp_path, samples_per_shard=1, settings=detector)
+        folders.add(plan.parts)
+    assert len(folders) == 1
+    detector["boxes"]["detector"]["weights_sha256"] = "decade"
+    with pytest.raises(ShardError, match=r"weights_sha256 was c0ffee, is decade"):
+        make_plan(lambda _: [sample], tmp_path, samples_per_shard=1, settings=detector)
+
+
+def test_a_job_makes_a_stage_anew_once(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A task that is queued again, when the others have finished the split and ended, leaves it alone."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    pack(settings(corpus, tmp_path / "out"))
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    again = {"stage": "boxes", "redo": True, "num_tasks": 2}
+    for task in (0, 1):
+        pack(settings(corpus, tmp_path / "out", task=task, **again))
+    assert "packed train: 10 images" in capsys.readouterr().out
+    pack(settings(corpus, tmp_path / "out", task=0, **again))
+    assert "nothing to do" in capsys.readouterr().out
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")
+    pack(settings(corpus, tmp_path / "out", task=0, **again))
+    assert "left to the other tasks" in capsys.readouterr().out
+
+
 def test_the_same_stage_again_does_nothing_unless_asked(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -302,7 +362,7 @@ def test_a_full_disk_is_a_clear_error_and_costs_nothing(
     )  # a file cannot grow: what a full disk does too
     try:
         with pytest.raises(
-            ShardError, match=r"cannot write .*: File too large; make room .*goes on where it"
+            ShardError, match=r"cannot read or write .*: File too large; make room .*goes on where it"
         ):
             pack(settings(corpus, tmp_path / "out"))
     finally:
@@ -326,6 +386,21 @@ def test_too_many_rejects_stop_with_a_summary(tmp_path: Path) -> None:
     assert len((tmp_path / "out/train/rejects.jsonl").read_text().splitlines()) == 4, "two about boxes"
     pack(settings(corpus, tmp_path / "out", max_reject_rate=0.2))
     assert read_manifest(tmp_path / "out/train").pairs == 16
+
+
+def test_too_many_bad_rows_stop_before_a_photo_is_packed(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rejects, "PAIRS_BEFORE_JUDGING", 20)
+    with (corpus / "train.jsonl").open("a") as file:
+        file.write('{"image": "photos/000.jpg"}\n' * 4)
+    with pytest.raises(CorpusError, match=r"4 of 24 pairs \(16\.7%\) cannot be packed"):
+        pack(settings(corpus, tmp_path / "out", max_reject_rate=0.1))
+    folder = tmp_path / "out/train"
+    assert not list(folder.glob("*.tar"))
+    assert len((folder / "rejects.jsonl").read_text().splitlines()) == 4
+    pack(settings(corpus, tmp_path / "out", max_reject_rate=0.2))
+    assert read_manifest(folder).pairs == 20
 
 
 def test_a_hopeless_corpus_stops_early(tmp_path: Path) -> None:

@@ -112,6 +112,12 @@ def test_a_broken_image_names_its_shard(tmp_path):
         )
 
 
+def test_a_damaged_manifest_says_what_to_do(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"schema": 2, "ba')
+    with pytest.raises(ShardError, match=r"cannot read .*manifest\.json .*copy it again, or delete"):
+        read_label_manifest(tmp_path)
+
+
 def test_the_manifest_describes_the_folder(tmp_path):
     folder = tmp_path / "0123456789abcdef"
     write(folder)
