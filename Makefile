@@ -45,6 +45,7 @@ check: $(STAMP)  ## lint, types, import contracts, shell scripts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@for script in launch/*.sh slurm/*.sh tests/slurm/*.sh; do bash -n $$script || exit; done
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff check --fix .

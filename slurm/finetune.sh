@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# sbatch slurm/finetune.sh configs/finetune/twitter2015.yaml model=runs/base data.root=/data/twitter2015 a.b=c ...
+# sbatch slurm/finetune.sh configs/finetune/twitter2015.yaml model=runs/base/student data.root=/data/twitter2015 a.b=c ...
 # One task per GPU; one is enough for these corpora. Saves, and is queued again, as pretrain.sh is.
 #SBATCH --job-name=promptmeup-finetune
 #SBATCH --nodes=1

@@ -65,17 +65,35 @@ class _PairMaker:
         view = draw_view(image_CHW.shape[1], image_CHW.shape[2], config, random)
         image_CSS, fractions_M4 = apply_view(image_CHW, boxes_M4, view, size=config.size)
         labels = self.sources.labels[number] if self.sources.labels else None
+        text, caption_id = record["captions"][int(pair["caption"])]["text"], int(pair["caption_id"])
+        if self.config.mismatched and caption_id == pair["image_id"]:
+            text, caption_id = self._caption(split, pair, position) or (text, caption_id)
         return Example(
             key=record["key"],
             image_id=self.sources.own_id(number, int(pair["image_id"])),
-            caption_id=self.sources.own_id(number, int(pair["caption_id"])),
-            text=record["captions"][int(pair["caption"])]["text"],
+            caption_id=self.sources.own_id(number, caption_id),
+            text=text,
             image_CSS=image_CSS,
             color_3=draw_color(config.color_jitter, random),
             boxes_M4=fractions_M4,
             object_labels=labels.objects(sample) if labels else None,
             image_label=labels.image(sample) if labels else None,
         )
+
+    def _caption(self, split: PackedSplit, pair: np.void, position: int) -> tuple[str, int] | None:
+        """Return another photo's caption and id for a share of the pairs, None for the others.
+
+        It is of the same shard, which is at hand; and none where a random one turns out to be the photo's own.
+        """
+        random = np.random.Generator(generator("mismatch", self.seed, position))
+        if random.random() >= self.config.mismatched:
+            return None
+        shard = int(split.index["shard"][pair["sample"]])
+        other = split.pairs[random.integers(split.first_pairs[shard], split.first_pairs[shard + 1])]
+        if other["caption_id"] == pair["image_id"]:
+            return None
+        captions = split.read_json(int(other["sample"]))["captions"]
+        return captions[int(other["caption"])]["text"], int(other["caption_id"])
 
     def read(self, rows: NDArray[np.int64]) -> list[_Place]:
         """Read the samples of pair rows, in order."""

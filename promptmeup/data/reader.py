@@ -107,13 +107,15 @@ class PackedSplit:
         self.pairs = _load_rows(folder / "pairs.npy", shard_format.PAIR_DTYPE, self.manifest.pairs)
         self.shard_pairs = tuple(entry.pairs for entry in self.manifest.shards)
         """Pairs by shard; those of a shard are adjacent rows of pairs.npy."""
+        self.first_pairs = np.cumsum((0, *self.shard_pairs))
+        """row of pairs.npy where each shard's begin, and one past the last"""
         self._check_tables()
         self._files: OrderedDict[int, int] = OrderedDict()
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
 
     def _check_tables(self) -> None:
         """Look whether both tables are those of the shards; at some of them, which keeps the tables out of memory."""
-        bounds = list(pairwise(np.cumsum((0, *self.shard_pairs)).tolist()))
+        bounds = list(pairwise(self.first_pairs.tolist()))
         for number in range(0, len(bounds), len(bounds) // 64 + 1):
             first, end = bounds[number]
             samples = self.pairs["sample"][first:end][[0, -1]] if first < end else ()

@@ -32,6 +32,9 @@ class DataConfig(Config):
     """packed split for retrieval during training; none is run without it"""
     pairs: PairFilter = "all"
     """train on every pair, or on those whose caption belongs to the image"""
+    mismatched: float = Field(default=0.0, ge=0, lt=1)
+    """share of the matched pairs that are shown with the caption of another photo of their shard, anew each time: for
+    corpora without mismatched pairs, from which matching could not learn"""
     labels: str | None = None
     """folder of soft labels under train/labels, named by the fingerprint of its prompt bank"""
     min_confidence: float = Field(default=0.2, ge=0, le=1)

@@ -301,11 +301,12 @@ def _optimizer_names(engine: Any) -> list[str]:
 
 
 def load_engine(engine: Any, *, folder: Path, tag: str) -> None:
-    """Restore model and optimizer from folder/tag, in place.
+    """Restore model and optimizer from folder/tag, in place; weight decay, betas and eps stay as they are set now.
 
     Raises:
         CheckpointError: files are missing or do not fit this model or number of ranks.
     """
+    set_now = [{name: group[name] for name in _CONSTANTS} for group in _groups(engine)]
     try:
         path, _ = engine.load_checkpoint(str(folder), tag=tag)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
@@ -319,3 +320,14 @@ def load_engine(engine: Any, *, folder: Path, tag: str) -> None:
         raise CheckpointError(
             f"the checkpoint {folder / tag} is incomplete; delete it to go on from an older one"
         )
+    for group, constants in zip(_groups(engine), set_now, strict=True):
+        group.update(constants)
+
+
+_CONSTANTS = ("weight_decay", "betas", "eps")
+"""of AdamW's groups; rates are set at each step"""
+
+
+def _groups(engine: Any) -> list[dict[str, Any]]:
+    groups = engine.optimizer.param_groups
+    return [group for group in groups if group.keys() >= set(_CONSTANTS)]

@@ -124,6 +124,12 @@ def announce(rank: int, size: int, local_rank: int) -> None:
         os.environ.setdefault(name, str(value))
 
 
+def number_only_gpu() -> None:
+    """Where a process sees one GPU alone, say so to libraries, which take LOCAL_RANK for the GPU's number."""
+    if torch.cuda.device_count() == 1:
+        os.environ["LOCAL_RANK"] = "0"
+
+
 def choose_device(local_rank: int, *, num_devices: int) -> torch.device:
     """Return the CPU where no GPU is visible, the only one where one is, else GPU number `local_rank`.
 
@@ -177,6 +183,7 @@ def join(*, timeout: timedelta = timedelta(minutes=30)) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     announce(rank, size, local_rank)
+    number_only_gpu()
     backend = "nccl" if device.type == "cuda" else "gloo"
     if size == 1:
         store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True, timeout=timeout)  # type: ignore[attr-defined]

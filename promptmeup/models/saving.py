@@ -148,14 +148,14 @@ def load_matching(
         the names copied, and the names of `model` that keep their values.
 
     Raises:
-        WeightsError: no saved model there, or nothing fits.
+        WeightsError: no saved model there, or nothing fits: temperatures and biases alone are nothing.
     """
     read_description(folder)
     state, own = _read_tensors(folder), model.state_dict()
     loaded = [
         name for name in own if name in state and state[name].shape == own[name].shape and name not in keep
     ]
-    if not loaded:
+    if not any(own[name].ndim > 1 for name in loaded):
         raise WeightsError(
             f"no tensor of {folder} fits this model (it has {some(sorted(own), limit=2)}; the folder has "
             f"{some(sorted(state), limit=2)}); start from a model with the same encoders"

@@ -17,6 +17,7 @@ from promptmeup.distributed.world import World
 from promptmeup.models.saving import load_model, load_saved_tokenizer
 from promptmeup.shard_format import write_atomically, write_json
 from promptmeup.tracking.console import table
+from promptmeup.tracking.provenance import last_config
 from promptmeup.training.evaluation import encode_split, measure
 from promptmeup.training.retrieval import CUTOFFS, chance
 
@@ -31,9 +32,10 @@ class EvaluateConfig(Config):
     cache: StagingConfig = StagingConfig()
     """how shards at a URL come to this node"""
     batch: int = Field(default=64, gt=0)
-    max_tokens: int = Field(default=40, ge=8, le=512)
-    eval_mode: Literal["center", "whole"] = "center"
-    """as data.image.eval_mode was in training"""
+    max_tokens: int | None = Field(default=None, ge=8, le=512)
+    """longer captions are cut; null: as in the run that the model folder lies in, else 40"""
+    eval_mode: Literal["center", "whole"] | None = None
+    """which part of a photo is seen; null: as in the run (data.image.eval_mode), else center"""
     workers: int = Field(default=0, ge=0)
     json_file: Path | None = None
     """where the numbers are written besides the screen"""
@@ -41,16 +43,27 @@ class EvaluateConfig(Config):
     """where each query's rank is written: {"direction": "image_to_text", "rank": 0}, one line each"""
 
 
+def _as_in_training(config: EvaluateConfig) -> DataConfig:
+    """Return the settings of the run that the model is of, with those that are given in their place."""
+    found = last_config(config.model.resolve().parent) or {}
+    trained = found.get("data") or {}
+    image = trained.get("image") or {}
+    max_tokens = config.max_tokens or trained.get("max_tokens", 40)
+    eval_mode = config.eval_mode or image.get("eval_mode", "center")
+    return DataConfig(train=config.split, max_tokens=max_tokens, image=ImageConfig(eval_mode=eval_mode))
+
+
 def evaluate(config: EvaluateConfig) -> None:
     """Print recall at 1, 5 and 10 in both directions beside chance."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(config.model).to(device)
     split = open_split(config.split, config.cache)
+    seen = _as_in_training(config)
     data = DataConfig(
         train=config.split,
-        max_tokens=config.max_tokens,
+        max_tokens=seen.max_tokens,
         workers=config.workers,
-        image=ImageConfig(size=model.config.vision.image_size, eval_mode=config.eval_mode),
+        image=ImageConfig(size=model.config.vision.image_size, eval_mode=seen.image.eval_mode),
     )
     encoded = encode_split(
         model,
@@ -73,6 +86,7 @@ def evaluate(config: EvaluateConfig) -> None:
         for name in ("image_to_text", "text_to_image")
     ]
     print(f"{config.model} on {config.split}: {num_images} images, {num_captions} matched captions")
+    print(f"captions of at most {data.max_tokens} tokens, photos seen {data.image.eval_mode}")
     print(table(rows))
     if config.ranks_file is not None:
         lines = [

@@ -67,6 +67,18 @@ def open_sources(config: PretrainConfig, world: World) -> tuple[Sources, Banks |
     return Sources(tuple(splits), shares, config.seed, data.window, data.pairs, readers), banks
 
 
+def untrainable_matching(config: PretrainConfig, sources: Sources) -> str | None:
+    """Return what is wrong where matching is trained without a single pair that does not match, else None."""
+    manifests = [split.manifest for split in sources.splits]
+    has_others = config.data.pairs != "matched" and any(m.matched_pairs < m.pairs for m in manifests)
+    if config.loss.weights.matching == 0 or has_others or config.data.mismatched > 0:
+        return None
+    return (
+        "every pair that is trained on matches, so the matching loss learns to say yes to all: data.mismatched=0.5 "
+        "shows half of them with the caption of another photo; or leave it out with loss.weights.matching=0"
+    )
+
+
 def write_description(
     folder: Path, *, model: AlignmentModel, tokenizer: Any, sources: Sources, val: PackedSplit | None
 ) -> None:

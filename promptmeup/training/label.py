@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from promptmeup.data.reader import PackedSplit
-from promptmeup.distributed.world import announce, place
+from promptmeup.distributed.world import announce, number_only_gpu, place
 from promptmeup.errors import ShardError
 from promptmeup.packing.entities import names_in
 from promptmeup.progress import progress
@@ -46,6 +46,7 @@ def label(config: LabelRunConfig) -> None:
     rank, size, local_rank = place(os.environ)
     if size > 1:
         announce(rank, size, local_rank)  # srun says it in other words
+        number_only_gpu()
     # the ranks wait for each other only at the end of a split, and their shares may differ by hours
     processes = PartialState(cpu=config.device == "cpu", timeout=_PATIENCE)
     device = processes.device if config.device == "auto" else torch.device(config.device)

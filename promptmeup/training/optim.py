@@ -20,7 +20,7 @@ class Schedule(Config):
     """share of the steps over which the rate rises from 0"""
     decay: Literal["cosine", "linear", "none"] = "cosine"
     final: float = Field(default=0.01, ge=0, le=1)
-    """share of the peak that is left at the last step"""
+    """share of the peak that would be left one step after the last"""
 
 
 class OptimConfig(Schedule):
@@ -31,7 +31,7 @@ class OptimConfig(Schedule):
     backbone_lr: float = Field(default=5e-5, gt=0)
     """peak learning rate of encoders that start from given weights"""
     weight_decay: float = Field(default=0.02, ge=0)
-    """on matrices; never on biases, norms, temperatures and other vectors"""
+    """on matrices and embeddings; never on biases, norms, temperatures and other vectors"""
 
 
 def grouped(
@@ -40,25 +40,31 @@ def grouped(
     rates: Mapping[int, float],
     weight_decay: float,
     undecayed: Container[int] = frozenset(),
+    parts: Mapping[int, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return AdamW's groups, one for each (rate, decayed or not); vectors and what is in `undecayed` are not decayed.
+    """Return AdamW's groups, one for each (part, decayed or not); vectors and what is in `undecayed` are not decayed.
 
     Every trainable parameter is in exactly one group and frozen ones in none; asserted, because a group
     chosen by a wrong name is a part that silently never trains.
 
     Args:
         rates: id of a parameter -> its peak learning rate.
+        parts: id of a parameter -> number of its part, whose rate is one. A checkpoint restores groups by their place,
+            and rates may change between two starts. None: a part for each rate, the highest first.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
+            part = -rates[id(parameter)] if parts is None else parts[id(parameter)]
             is_decayed = parameter.ndim >= 2 and id(parameter) not in undecayed
-            groups.setdefault((rates[id(parameter)], is_decayed), []).append(parameter)
+            groups.setdefault((part, is_decayed), []).append(parameter)
     result: list[dict[str, Any]] = [
-        {"params": parameters, "lr": rate, "weight_decay": weight_decay if is_decayed else 0.0}
-        for (rate, is_decayed), parameters in sorted(
-            groups.items(), key=lambda item: (-item[0][0], item[0][1])
-        )
+        {
+            "params": parameters,
+            "lr": rates[id(parameters[0])],
+            "weight_decay": weight_decay if is_decayed else 0.0,
+        }
+        for (_, is_decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
     in_groups = [id(p) for group in result for p in group["params"]]
     trainable = [id(p) for p in model.parameters() if p.requires_grad]
@@ -70,9 +76,10 @@ def parameter_groups(
     model: nn.Module, *, backbones: list[nn.Module], config: OptimConfig
 ) -> list[dict[str, Any]]:
     """Return AdamW's groups of pre-training: (new or backbone) x (decayed or not)."""
-    rates = {id(p): config.lr for p in model.parameters()}
-    rates |= {id(p): config.backbone_lr for module in backbones for p in module.parameters()}
-    return grouped(model, rates=rates, weight_decay=config.weight_decay)
+    parts = {id(p): 0 for p in model.parameters()}
+    parts |= {id(p): 1 for module in backbones for p in module.parameters()}
+    rates = {key: (config.lr, config.backbone_lr)[part] for key, part in parts.items()}
+    return grouped(model, rates=rates, weight_decay=config.weight_decay, parts=parts)
 
 
 def build_optimizer(

@@ -3,6 +3,9 @@
 import math
 import os
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -39,7 +42,7 @@ from promptmeup.distributed.world import (
     share_cores,
     warn,
 )
-from promptmeup.errors import NotFiniteError
+from promptmeup.errors import NotFiniteError, TrainingError
 from promptmeup.losses.cost import bank_shapes
 from promptmeup.models.alignment import AlignmentModel, build_model, prompt_shapes
 from promptmeup.models.layers import checkpoint_layers, compile_layers
@@ -53,7 +56,13 @@ from promptmeup.tracking.tracker import Tracker
 from promptmeup.training import checkpoint
 from promptmeup.training.claim import claimed
 from promptmeup.training.evaluation import encode_split, measure
-from promptmeup.training.inputs import datasets, galleries, open_sources, write_description
+from promptmeup.training.inputs import (
+    datasets,
+    galleries,
+    open_sources,
+    untrainable_matching,
+    write_description,
+)
 from promptmeup.training.lifeline import Lifeline, guarded
 from promptmeup.training.loop import Every, fit
 from promptmeup.training.optim import build_optimizer, rate_scale, set_rates
@@ -105,7 +114,7 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
 
     hf_tokenizer = load_tokenizer(config.model.text)
     tokenizer = TextTokenizer(hf_tokenizer)
-    model = build(config, banks)
+    model = build(config, banks, world)
     vision = model.vision
     optimizer = build_optimizer(
         model.to(world.device), backbones=model.backbone_modules(), config=config.optim
@@ -137,9 +146,12 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
     del whole
     state.layout, started_at = own_layout, state.step
     if world.is_main:
-        write_description(
-            config.out / "description", model=model, tokenizer=hf_tokenizer, sources=sources, val=val
-        )
+        if problem := untrainable_matching(config, sources):
+            warn(problem)
+        with _room_for(config.out / "description"):
+            write_description(
+                config.out / "description", model=model, tokenizer=hf_tokenizer, sources=sources, val=val
+            )
     pairs_left = (config.epochs or 0) * stream.num_pairs - state.pairs_consumed
     total_steps = config.steps or state.step + max(0, math.ceil(pairs_left / config.global_batch))
     batches = train_batches(
@@ -276,35 +288,67 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
         if is_due and state.evaluated_at != state.step < total_steps:
             life.note("evaluation", state.step)
             evaluate()
-        order = fit(
-            step,
-            batches,
-            state=state,
-            total_steps=total_steps,
-            global_batch=config.global_batch,
-            every=Every(config.tracking.log_every, config.evaluate_every, config.save_every),
-            log=log,
-            evaluate=evaluate,
-            save=save,
-            orders=orders,
-            note=life.note,
-        )
+        rows = config.global_batch // world.size
+        with _memory_for(min(rows, config.micro_batch or rows)):
+            order = fit(
+                step,
+                batches,
+                state=state,
+                total_steps=total_steps,
+                global_batch=config.global_batch,
+                every=Every(config.tracking.log_every, config.evaluate_every, config.save_every),
+                log=log,
+                evaluate=evaluate,
+                save=save,
+                orders=orders,
+                note=life.note,
+            )
         life.note("end", state.step)
         tracker.event("stall_meter", state.step, data_wait=round(stall.share, 4), verdict=stall.verdict())
         if order is Order.GO:
-            _export(engine, config.out / "model", model=model, tokenizer=hf_tokenizer, world=world)
+            with _room_for(config.out / "model"):
+                _export(engine, config.out / "model", model=model, tokenizer=hf_tokenizer, world=world)
         else:
             tracker.event("stopped", state.step, by=orders.reason())
             tracker.finish("KILLED")
     return exit_code(order, gained=state.step > started_at)
 
 
-def build(config: PretrainConfig, banks: Banks | None) -> AlignmentModel:
-    """Return the model with its initial weights, on the CPU."""
+def build(config: PretrainConfig, banks: Banks | None, world: World | None = None) -> AlignmentModel:
+    """Return the model with its initial weights, on the CPU; in a `world`, rank 0 says what it starts from."""
     model = build_model(config.model, **prompt_shapes(config.model, bank_shapes(banks)))
     if config.start_from is not None:
-        load_matching(model, config.start_from, keep=model.fixed())
+        loaded, new = load_matching(model, config.start_from, keep=model.fixed())
+        if world is not None:
+            parts = Counter(name.split(".")[0] for name in new)
+            rest = ", ".join(f"{count} of {part}" for part, count in parts.items()) or "none"
+            say(world, f"starts from {config.start_from}: {len(loaded)} of its tensors; new ones: {rest}")
     return model
+
+
+@contextmanager
+def _memory_for(micro_batch: int) -> Iterator[None]:
+    """Say what to do where a GPU's memory is too small for a step."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"a step of {micro_batch} pairs at once does not fit the GPU ({str(error).split('. ')[0]}): start the same "
+            f"command again with micro_batch={max(1, micro_batch // 2)}, the same step in more parts, or on more GPUs, "
+            "or with engine.activation_checkpointing=full; --dry-run shows what each of them needs"
+        ) from error
+
+
+@contextmanager
+def _room_for(folder: Path) -> Iterator[None]:
+    """Say what to do where a folder cannot be written: the checkpoints are there."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write {error.filename or folder}: {error.strerror or error}; make room or mend the "
+            "permissions, and start the same command again: it goes on from its last checkpoint"
+        ) from error
 
 
 def _export(engine: Any, folder: Path, *, model: AlignmentModel, tokenizer: Any, world: World) -> None:

@@ -16,10 +16,11 @@ CUTOFFS = (1, 5, 10)
 def ranks_of_match(scores_QN: Tensor, *, is_match_QN: Tensor) -> Tensor:
     """Return, for each query, how many non-matches score at least as high as its best match: [Q] int64.
 
-    Ties count against the model: constant embeddings would otherwise come out perfect.
+    Ties count against the model, and so do scores that are no number: constant embeddings, or NaN, would otherwise
+    come out perfect.
     """
     best_Q1 = scores_QN.masked_fill(~is_match_QN, -torch.inf).amax(dim=1, keepdim=True)
-    return ((scores_QN >= best_Q1) & ~is_match_QN).sum(dim=1)
+    return (~(scores_QN < best_Q1) & ~is_match_QN).sum(dim=1)
 
 
 def match_ranks(

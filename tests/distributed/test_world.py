@@ -17,6 +17,7 @@ from promptmeup.distributed.world import (
     choose_device,
     join,
     leave,
+    number_only_gpu,
     place,
     say,
     warn,
@@ -72,6 +73,15 @@ def _forget_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         # set first, so that what `join` exports is undone as well
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+
+
+def test_the_only_gpu_of_a_process_is_its_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As srun --gpus-per-task=1 shows them; DeepSpeed and accelerate take LOCAL_RANK for the GPU's number."""
+    for seen, expected in ((0, "3"), (1, "0"), (8, "3")):
+        monkeypatch.setenv("LOCAL_RANK", "3")
+        monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
+        number_only_gpu()
+        assert os.environ["LOCAL_RANK"] == expected
 
 
 def test_join_alone_twice(monkeypatch: pytest.MonkeyPatch) -> None:

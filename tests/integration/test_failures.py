@@ -81,6 +81,27 @@ def test_a_rank_that_raises_is_named_with_its_batch(news_world: Path, tmp_path: 
 
 
 @pytest.mark.timeout(400)
+def test_too_little_memory_says_what_to_set(news_world: Path, tmp_path: Path) -> None:
+    ((code, output),) = run(news_world, tmp_path / "run", "steps=4", fault="memory:0:2")
+    assert code == 1 and "Traceback" not in output
+    assert "a step of 16 pairs at once does not fit the GPU (CUDA out of memory): start" in output
+    assert "again with micro_batch=8, the same step in more parts" in output
+    assert "OutOfMemoryError" in json.dumps(crash(tmp_path / "run"))
+
+
+@pytest.mark.timeout(400)
+def test_no_room_for_the_model_at_the_end(news_world: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/model").touch()
+    ((code, output),) = run(news_world, tmp_path / "run", "steps=4", "save_every=4")
+    assert code == 1 and "Traceback" not in output
+    assert "run/model: File exists; make room or mend the permissions, and start the same command" in output
+    (tmp_path / "run/model").unlink()
+    ((code, output),) = run(news_world, tmp_path / "run", "steps=4", "save_every=4")
+    assert code == 0 and (tmp_path / "run/model/model.safetensors").exists()
+
+
+@pytest.mark.timeout(400)
 def test_a_killed_rank_is_the_one_that_says_nothing(news_world: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     results = run(news_world, out, "steps=30", "save_every=4", "data.workers=1", ranks=2, fault="kill:0:6")

@@ -148,6 +148,7 @@ def test_evaluate_command(news_world: Path, tmp_path: Path, capsys: pytest.Captu
     shown = capsys.readouterr().out
     assert "21 images, 42 matched captions" in shown
     assert "image -> text" in shown
+    assert "captions of at most 40 tokens, photos seen whole" in shown, "as in training"
     numbers = json.loads(out.read_text())
     assert 0 <= numbers["mean_recall"] <= 1
     assert numbers["images"] == 21
@@ -156,6 +157,16 @@ def test_evaluate_command(news_world: Path, tmp_path: Path, capsys: pytest.Captu
         own = [line["rank"] for line in lines if line["direction"] == direction]
         assert len(own) == queries
         assert sum(rank < 5 for rank in own) / queries == pytest.approx(numbers[f"{direction}_r5"])
+
+    evaluate(
+        EvaluateConfig(
+            model=news_world / "teacher/best",
+            split=str(news_world / "packed/val"),
+            max_tokens=9,
+            eval_mode="center",
+        )
+    )
+    assert "captions of at most 9 tokens, photos seen center" in capsys.readouterr().out
 
     with pytest.raises(WeightsError, match="holds no saved model"):
         evaluate(EvaluateConfig(model=tmp_path, split=str(news_world / "packed/val")))

@@ -1,4 +1,4 @@
-"""`launch/pretrain.py` with a fault: FAULT is `KIND:RANK:STEP`, where KIND is raise, kill, hang, nan or full.
+"""`launch/pretrain.py` with a fault: FAULT is `KIND:RANK:STEP`, where KIND is raise, memory, kill, hang, nan or full.
 
 nan: the loss of that step and, with a fourth part, of so many in all. full: from that step on no file may be larger
 than 20 kB, for as many steps as the fourth part says.
@@ -40,6 +40,8 @@ def _patched(original: Any) -> Any:
             raise NotFiniteError(f"loss/total = nan: images: {batch.keys[0]}")
         elif is_due and KIND == "raise":
             raise RuntimeError("the fault of this test")
+        elif is_due and KIND == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
         elif is_due and KIND == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif is_due and KIND == "hang":

@@ -167,6 +167,11 @@ def test_nothing_that_fits_is_an_error(tmp_path: Path, tokenizer: object) -> Non
     save_model(tmp_path, tiny_model(), tokenizer=tokenizer)
     with pytest.raises(WeightsError, match=r"no tensor of .* fits this model"):
         load_matching(torch.nn.Linear(2, 2), tmp_path)
+    # temperatures have one shape in all models, and some biases in many: they are no start
+    strange = torch.nn.ModuleDict({"heads": torch.nn.ModuleDict({"temperature": torch.nn.Module()})})
+    strange["heads"]["temperature"].value = torch.nn.Parameter(torch.zeros(1))  # type: ignore[union-attr]
+    with pytest.raises(WeightsError, match=r"no tensor of .* fits this model"):
+        load_matching(strange, tmp_path)
 
 
 def test_fingerprint_sees_every_value_and_name() -> None:

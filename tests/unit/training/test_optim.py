@@ -35,6 +35,19 @@ def test_groups() -> None:
     }
 
 
+@pytest.mark.parametrize("lr", [1e-3, 1e-4, 1e-5])
+def test_groups_keep_their_places_whatever_the_rates(lr: float) -> None:
+    """A checkpoint restores them by place, and a lower rate is what helps a run that has gone wrong."""
+    model = Model()
+    config = OptimConfig(lr=lr, backbone_lr=1e-4, weight_decay=0.1)
+    groups = parameter_groups(model, backbones=[model.backbone], config=config)
+    assert [(g["lr"], g["weight_decay"]) for g in groups] == [(lr, 0.0), (lr, 0.1), (1e-4, 0.0), (1e-4, 0.1)]
+    assert [[*map(id, g["params"])] for g in groups[1::2]] == [
+        [id(model.head.weight)],
+        [id(model.backbone[0].weight)],
+    ]
+
+
 def test_classifiers_are_in_one_group_each_by_their_dimensions() -> None:
     model = tiny_model(prompt_head="classifier")
     groups = parameter_groups(model, backbones=model.backbone_modules(), config=OptimConfig(weight_decay=0.1))

@@ -53,6 +53,13 @@ def test_perfect_and_collapsed() -> None:
     assert recalls(match_ranks(constant, constant, image_ids_N=ids, caption_ids_M=ids))["mean_recall"] == 0
 
 
+def test_no_number_is_no_hit() -> None:
+    ids = torch.arange(4)
+    nothing = torch.full((4, 3), torch.nan)
+    found = recalls(match_ranks(nothing, nothing, image_ids_N=ids, caption_ids_M=ids))
+    assert found["image_to_text_r1"] == found["text_to_image_r1"] == 0
+
+
 def test_chance_matches_simulation() -> None:
     ids, captions = torch.arange(40), torch.arange(40).repeat_interleave(5)
     generator = torch.Generator().manual_seed(0)
