@@ -119,7 +119,7 @@ def test_retrieval_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "evaluate", asked.append)
     evaluate(load(EvaluateConfig, None, ["model=RUN/best", "split=packed/val", "max_tokens=32"]))
     (got,) = asked
-    assert (got.split, got.max_tokens, got.eval_mode) == ("packed/val", 32, "center")
+    assert (got.split, got.max_tokens, got.eval_mode) == ("packed/val", 32, None)
 
 
 @pytest.mark.parametrize(
