@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from promptmeup.data.text import TextTokenizer
 from promptmeup.data.transforms import normalise
-from promptmeup.errors import ConfigError, CorpusError
+from promptmeup.errors import ConfigError, CorpusError, UserError
 from promptmeup.extraction.pictures import Pictures
 from promptmeup.extraction.predict import Extractor
 from promptmeup.models.weights import quiet_transformers
@@ -35,13 +35,27 @@ class TableModel:
         self._answer = answer
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:  # noqa: ARG002
-        """Return the JSON of each row of a pandas table."""
+        """Return the JSON of each row of a pandas table; {"error": ...} for one that cannot be answered.
+
+        Raises:
+            UserError: no row can be answered.
+        """
         rows = [
             # pandas writes NaN where a text is absent
             {name: value if isinstance(value := row.get(name), str) and value else None for name in INPUTS}
             for row in model_input.to_dict("records")
         ]
-        return [json.dumps(self._answer(row), ensure_ascii=False) for row in rows]
+        answers: list[Any] = []
+        errors: list[UserError] = []
+        for row in rows:
+            try:
+                answers.append(self._answer(row))
+            except UserError as error:
+                errors.append(error)
+                answers.append({"error": str(error)})
+        if errors and len(errors) == len(rows):
+            raise errors[0]
+        return [json.dumps(answer, ensure_ascii=False) for answer in answers]
 
 
 def _load_pyfunc(path: str) -> TableModel:

@@ -387,5 +387,9 @@ def test_fine_tuned(
     assert seen["score"] != plain["score"]
     with pytest.raises(UserError, match="head 'Bob' does not occur in"):
         served.predict(pd.DataFrame([row | {"head": "Bob"}]))
+    # one bad row of many costs no others
+    again, bad = map(json.loads, served.predict(pd.DataFrame([row, row | {"image": "no/such.jpg"}])))
+    assert again == plain
+    assert bad == {"error": "the photo was not seen: there is no file no/such.jpg; give another one, or none"}
     with pytest.raises(UserError, match="give the columns head and tail"):
         served.predict(pd.DataFrame([{"text": "Ann"}]))
