@@ -103,10 +103,13 @@ def samples(config: TabularConfig, *, split: str, reject: Callable[[Reject], Non
         CorpusError: a file is absent, or has not the columns.
     """
     groups = PairGroups()
-    source = "train" if split == VAL and config.val_share else split
-    for path in _files(config, source):
-        for row in _rows(path, config, reject):
-            _add_row(groups, row, config, split=split, reject=reject)
+    is_share = split == VAL and config.val_share > 0
+    # what has no photo is train's: a share of a few percent would be refused for all that the table lost
+    reject_photo = _ignore if is_share else reject
+    for path in _files(config, "train" if is_share else split):
+        for row in _rows(path, config, reject_photo):
+            if _has_photo(row, config, reject_photo):
+                _add_row(groups, row, config, split=split, reject=reject)
     if config.boxes:
         groups.add_boxes(config.root / config.boxes, reject=reject)
     yield from groups.samples()
@@ -167,15 +170,15 @@ def _csv_rows(path: Path, config: TabularConfig) -> Iterator[_Row]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         # strict: a lone quote at the beginning of a field would take in all rows up to the next one
         reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-        _require(path, reader.fieldnames or [], config)
         try:
+            _require(path, reader.fieldnames or [], config)
             for fields in reader:
                 values = [fields[name] for name in _columns(config)]
                 yield _row(f"{path.name} line {reader.line_num}", values)
         except csv.Error as error:
             raise CorpusError(
-                f"{path} line {reader.line_num}: {error}; a field that begins with a quotation mark is quoted as a "
-                'whole, and its own marks are doubled ("""The king"" he said"): write the file again as CSV'
+                f"{path} from line {reader.line_num + 1} on: {error}; a field that begins with a quotation mark is "
+                'quoted as a whole, and its own marks are doubled ("""The king"" he said"): write the file again as CSV'
             ) from error
 
 
@@ -280,14 +283,22 @@ def _caption(text: bytes | None, record: bytes | None, config: TabularConfig) ->
     return fields.get(config.caption) if isinstance(fields, dict) else None
 
 
+def _ignore(reject: Reject) -> None:
+    """Say nothing of a row that is another split's."""
+
+
+def _has_photo(row: _Row, config: TabularConfig, reject: Callable[[Reject], None]) -> bool:
+    if _is_path(row.image) and (not config.own_image or _is_path(row.own_image)):
+        return True
+    images = ", ".join(ascii(image)[:100] for image in (row.image, row.own_image) if image is not None)
+    detail = f"needs an image path and a caption, has {images or None} and {str(row.captions)[:100]!r}"
+    reject(Reject(row.place, "malformed_record", _printable(detail)))
+    return False
+
+
 def _add_row(
     groups: PairGroups, row: _Row, config: TabularConfig, *, split: str, reject: Callable[[Reject], None]
 ) -> None:
-    if not _is_path(row.image) or (config.own_image and not _is_path(row.own_image)):
-        images = ", ".join(ascii(image)[:100] for image in (row.image, row.own_image) if image is not None)
-        detail = f"needs an image path and a caption, has {images or None} and {str(row.captions)[:100]!r}"
-        reject(Reject(row.place, "malformed_record", _printable(detail)))
-        return
     path = normal_path(row.image)
     name = photo_name(path, row.member)
     if config.val_share and split in ("train", VAL) and _is_val(name, config.val_share) != (split == VAL):

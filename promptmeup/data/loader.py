@@ -83,7 +83,7 @@ class _PairMaker:
     def _caption(self, split: PackedSplit, pair: np.void, position: int) -> tuple[str, int] | None:
         """Return another photo's caption and id for a share of the pairs, None for the others.
 
-        It is of the same shard, which is at hand; and none where a random one turns out to be the photo's own.
+        It is of the same shard, which is at hand; none where a random one turns out to be the photo's own, or damaged.
         """
         random = np.random.Generator(generator("mismatch", self.seed, position))
         if random.random() >= self.config.mismatched:
@@ -92,7 +92,10 @@ class _PairMaker:
         other = split.pairs[random.integers(split.first_pairs[shard], split.first_pairs[shard + 1])]
         if other["caption_id"] == pair["image_id"]:
             return None
-        captions = split.read_json(int(other["sample"]))["captions"]
+        try:
+            captions = split.read_json(int(other["sample"]))["captions"]
+        except DamagedSampleError:
+            return None
         return captions[int(other["caption"])]["text"], int(other["caption_id"])
 
     def read(self, rows: NDArray[np.int64]) -> list[_Place]:

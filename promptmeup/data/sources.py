@@ -45,11 +45,10 @@ def training_order(split: PackedSplit, *, seed: int, window: int, pairs: PairFil
     )
 
 
-def _origin(split: PackedSplit) -> tuple[Any, Any]:
-    """Return what the names of a split's photos are relative to."""
+def _origin(split: PackedSplit) -> Any:
+    """Return the folder that the names of a split's photos are relative to; None where its manifest is silent."""
     photos = split.manifest.packed_with.get("photos") or {}
-    corpus = photos.get("settings", {}).get("corpus", {})
-    return corpus.get("kind"), corpus.get("root")
+    return photos.get("image_root")
 
 
 @dataclass(frozen=True)

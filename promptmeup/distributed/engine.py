@@ -301,16 +301,17 @@ def _optimizer_names(engine: Any) -> list[str]:
 
 
 def load_engine(engine: Any, *, folder: Path, tag: str) -> None:
-    """Restore model and optimizer from folder/tag, in place; weight decay, betas and eps stay as they are set now.
+    """Restore model and optimizer from folder/tag, in place; what is set now stays: weight decay, betas, eps, clipping.
 
     Raises:
         CheckpointError: files are missing or do not fit this model or number of ranks.
     """
     set_now = [{name: group[name] for name in _CONSTANTS} for group in _groups(engine)]
+    clipping = getattr(engine.optimizer, "clip_grad", None)
     try:
         path, _ = engine.load_checkpoint(str(folder), tag=tag)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
-        if isinstance(error, RuntimeError) and "state_dict" not in str(error):
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _DOES_NOT_FIT):
             raise  # another rank has gone, for one: nothing is wrong with the checkpoint
         raise CheckpointError(
             f"cannot load the checkpoint {folder / tag}: {error}; restore the model's settings that it was written "
@@ -322,10 +323,14 @@ def load_engine(engine: Any, *, folder: Path, tag: str) -> None:
         )
     for group, constants in zip(_groups(engine), set_now, strict=True):
         group.update(constants)
+    if clipping is not None:
+        engine.optimizer.clip_grad = clipping
 
 
 _CONSTANTS = ("weight_decay", "betas", "eps")
 """of AdamW's groups; rates are set at each step"""
+_DOES_NOT_FIT = ("state_dict", "The size of tensor", "alignment")
+"""in messages of torch and DeepSpeed about tensors of another model, or in other groups"""
 
 
 def _groups(engine: Any) -> list[dict[str, Any]]:

@@ -332,6 +332,8 @@ class Extractor:
             error = next(filter(None, map(read_error, crops)), None)
         elif image is not None:
             error = image_error(image)
+        elif sentence.post.crops and self._pictures:
+            error = "crops are seen beside a photo alone"
         return {
             "text": sentence.text,
             "words": sentence.post.words,

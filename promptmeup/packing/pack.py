@@ -146,6 +146,7 @@ def _pack_photos(split: str, folder: Path, config: PackConfig, settings: Setting
     }
     packed_with["photos"] |= {
         "plan": plan.digest,
+        "image_root": str(raw.image_root(config.corpus).resolve()),
         "versions": {"promptmeup": __version__, "pillow": metadata.version("pillow")},
     }
     for stage, makers in gathered.made_by.items():

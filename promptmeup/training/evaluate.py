@@ -43,14 +43,19 @@ class EvaluateConfig(Config):
     """where each query's rank is written: {"direction": "image_to_text", "rank": 0}, one line each"""
 
 
-def _as_in_training(config: EvaluateConfig) -> DataConfig:
+def _as_in_training(config: EvaluateConfig, *, size: int) -> DataConfig:
     """Return the settings of the run that the model is of, with those that are given in their place."""
     found = last_config(config.model.resolve().parent) or {}
     trained = found.get("data") or {}
     image = trained.get("image") or {}
     max_tokens = config.max_tokens or trained.get("max_tokens", 40)
     eval_mode = config.eval_mode or image.get("eval_mode", "center")
-    return DataConfig(train=config.split, max_tokens=max_tokens, image=ImageConfig(eval_mode=eval_mode))
+    return DataConfig(
+        train=config.split,
+        max_tokens=max_tokens,
+        workers=config.workers,
+        image=ImageConfig(size=size, eval_mode=eval_mode),
+    )
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -58,13 +63,7 @@ def evaluate(config: EvaluateConfig) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(config.model).to(device)
     split = open_split(config.split, config.cache)
-    seen = _as_in_training(config)
-    data = DataConfig(
-        train=config.split,
-        max_tokens=seen.max_tokens,
-        workers=config.workers,
-        image=ImageConfig(size=model.config.vision.image_size, eval_mode=seen.image.eval_mode),
-    )
+    data = _as_in_training(config, size=model.config.vision.image_size)
     encoded = encode_split(
         model,
         split,

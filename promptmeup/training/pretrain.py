@@ -114,14 +114,14 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
 
     hf_tokenizer = load_tokenizer(config.model.text)
     tokenizer = TextTokenizer(hf_tokenizer)
-    model = build(config, banks, world)
+    found = checkpoint.find(config.out, order=sources.identity, world=world)
+    model = build(config, banks, world if found is None else None)
     vision = model.vision
     optimizer = build_optimizer(
         model.to(world.device), backbones=model.backbone_modules(), config=config.optim
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
     dtype = compute_dtype(config.engine, model, world.device)
-    found = checkpoint.find(config.out, order=sources.identity, world=world)
     state = found.state if found else RunState(order=sources.identity)
     stage = config.engine.stage(ranks=world.size, dtype=dtype)
     own_layout = layout(zero_stage=stage, ranks=world.size, dtype=dtype)
@@ -205,15 +205,16 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
         scale = rate_scale(number, total_steps=total_steps, config=config.optim)
         set_rates(engine.optimizer, peaks=peaks, scale=scale)
         try:
-            metrics = train_step(
-                engine,
-                batch.to(world.device),
-                banks=banks,
-                losses=config.loss,
-                dtype=dtype,
-                exchange=exchange,
-                micro_batch=config.micro_batch,
-            )
+            with _memory_for(min(len(batch), config.micro_batch or len(batch))):
+                metrics = train_step(
+                    engine,
+                    batch.to(world.device),
+                    banks=banks,
+                    losses=config.loss,
+                    dtype=dtype,
+                    exchange=exchange,
+                    micro_batch=config.micro_batch,
+                )
         except NotFiniteError as error:
             state.skipped += 1
             tracker.event("skipped", number + 1, why=skipped.insist(number + 1, error))
@@ -288,21 +289,19 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
         if is_due and state.evaluated_at != state.step < total_steps:
             life.note("evaluation", state.step)
             evaluate()
-        rows = config.global_batch // world.size
-        with _memory_for(min(rows, config.micro_batch or rows)):
-            order = fit(
-                step,
-                batches,
-                state=state,
-                total_steps=total_steps,
-                global_batch=config.global_batch,
-                every=Every(config.tracking.log_every, config.evaluate_every, config.save_every),
-                log=log,
-                evaluate=evaluate,
-                save=save,
-                orders=orders,
-                note=life.note,
-            )
+        order = fit(
+            step,
+            batches,
+            state=state,
+            total_steps=total_steps,
+            global_batch=config.global_batch,
+            every=Every(config.tracking.log_every, config.evaluate_every, config.save_every),
+            log=log,
+            evaluate=evaluate,
+            save=save,
+            orders=orders,
+            note=life.note,
+        )
         life.note("end", state.step)
         tracker.event("stall_meter", state.step, data_wait=round(stall.share, 4), verdict=stall.verdict())
         if order is Order.GO:
@@ -332,10 +331,12 @@ def _memory_for(micro_batch: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        half = f"with micro_batch={micro_batch // 2}, the same step in more parts, or "
+        smaller = half if micro_batch > 1 else ""
         raise TrainingError(
             f"a step of {micro_batch} pairs at once does not fit the GPU ({str(error).split('. ')[0]}): start the same "
-            f"command again with micro_batch={max(1, micro_batch // 2)}, the same step in more parts, or on more GPUs, "
-            "or with engine.activation_checkpointing=full; --dry-run shows what each of them needs"
+            f"command again {smaller}on more GPUs, or with engine.activation_checkpointing=full; --dry-run shows what "
+            "each of them needs"
         ) from error
 
 

@@ -149,6 +149,11 @@ def test_evaluate_command(news_world: Path, tmp_path: Path, capsys: pytest.Captu
     assert "21 images, 42 matched captions" in shown
     assert "image -> text" in shown
     assert "captions of at most 40 tokens, photos seen whole" in shown, "as in training"
+    run = shutil.copytree(news_world / "teacher", tmp_path / "teacher")
+    for config in run.glob("config*.yaml"):
+        config.write_text(config.read_text().replace("max_tokens: 40", "max_tokens: 16"))
+    evaluate(EvaluateConfig(model=run / "best", split=str(news_world / "packed/val")))
+    assert "captions of at most 16 tokens, photos seen whole" in capsys.readouterr().out
     numbers = json.loads(out.read_text())
     assert 0 <= numbers["mean_recall"] <= 1
     assert numbers["images"] == 21

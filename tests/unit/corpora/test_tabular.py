@@ -195,12 +195,27 @@ def test_a_share_for_validation_leaves_other_splits_alone(tmp_path: Path) -> Non
         )
 
 
+def test_what_has_no_photo_counts_once(tmp_path: Path) -> None:
+    """It is split train's: a share for validation would be refused for all that the table lost."""
+    rows = [{"image": f"{i}.jpg", "caption": f"Caption {i}." if i % 10 else ""} for i in range(200)]
+    write_jsonl(tmp_path / "t.jsonl", [*rows, *[{"caption": "No photo."}] * 30])
+    config = TabularConfig(root=tmp_path, files={"train": "t.jsonl"}, val_share=0.2)
+    train, val = ([r.reason for r in read(config, split)[1]] for split in ("train", "val"))
+    assert train.count("malformed_record") == 30 and set(val) == {"empty_caption"}
+    assert train.count("empty_caption") + len(val) == 20
+
+
 def test_a_lone_quotation_mark_swallows_no_rows(tmp_path: Path) -> None:
     rows = ["image\tcaption", '1.jpg\t"The king', "2.jpg\tfoo", '3.jpg\t"Hello" he said']
     for more in ([], rows[1:2]):
         (tmp_path / "t.tsv").write_text("\n".join([*rows, *more]) + "\n")
-        with pytest.raises(CorpusError, match="begins with a quotation mark is quoted as a whole"):
+        with pytest.raises(
+            CorpusError, match=r"t\.tsv from line 2 on: .*begins with a quotation mark is quoted"
+        ):
             read(TabularConfig(root=tmp_path, files={"train": "t.tsv"}))
+    (tmp_path / "t.tsv").write_text('"image" \tcaption\n1.jpg\tfoo\n')
+    with pytest.raises(CorpusError, match=r"t\.tsv from line 1 on: "):
+        read(TabularConfig(root=tmp_path, files={"train": "t.tsv"}))
     (tmp_path / "t.tsv").write_text("\n".join(rows[:1] + rows[2:3]) + '\n1.jpg\t"""The king"" he"\n')
     found, _ = read(TabularConfig(root=tmp_path, files={"train": "t.tsv"}))
     assert [s.captions[0].text for s in found] == ["foo", '"The king" he']

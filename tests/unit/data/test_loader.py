@@ -391,6 +391,28 @@ def test_config_from_yaml(tmp_path):
         configuration.load(DataConfig, file, ["image.siz=3"])
 
 
+def test_a_damaged_photo_gives_no_caption_and_costs_no_other(tmp_path, tokenizer):
+    """Of one shard, where every other pair that could take the place would ask the same photo for its caption."""
+    folder = write_packed_split(
+        tmp_path / "train",
+        num_images=20,
+        captions_per_image=1,
+        boxes_per_image=1,
+        seed=3,
+        images_per_shard=20,
+    )
+    sound = PackedSplit(folder)
+    row = sound.index[7]
+    sound.close()
+    with (folder / "shard-000000.tar").open("r+b") as file:
+        file.seek(int(row["json_offset"]))
+        file.write(b"?")
+    split = PackedSplit(folder)
+    running = batches(split, tokenizer, labels=False, mismatched=0.9)
+    found = [s for batch in islice(running, 40) for s in batch.substitutes]
+    assert found and {s.key for s in found} == {sf.key_of(int(row["image_id"]))}
+
+
 @pytest.mark.parametrize(("roots", "shared"), [(("/a", "/a"), True), (("/a", "/b"), False)])
 def test_photos_of_one_name_in_two_corpora_are_two(tmp_path, tokenizer, roots, shared):
     """Their keys are equal where two corpora call their photos alike, as img2dataset does; ids in a batch are not."""
@@ -400,7 +422,7 @@ def test_photos_of_one_name_in_two_corpora_are_two(tmp_path, tokenizer, roots, s
             tmp_path / str(number), num_images=8, captions_per_image=1, boxes_per_image=1, seed=3
         )
         manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["packed_with"] = {"photos": {"settings": {"corpus": {"kind": "tabular", "root": root}}}}
+        manifest["packed_with"] = {"photos": {"image_root": root}}
         (folder / "manifest.json").write_text(json.dumps(manifest))
         splits.append(PackedSplit(folder))
     sources = Sources(tuple(splits), (0.5, 0.5), seed=1, window=2, pairs="all")

@@ -148,6 +148,8 @@ def test_crops_take_the_place_of_boxes(photos: Path, tmp_path: Path) -> None:
     assert none_left.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
     assert [found.has_image for found in (alone, cropped, one_lost, none_left)] == [True] * 4
     assert alone.image_error is None and cropped.image_error is None
+    (no_photo,) = looks.relations_batch([Query("Ada met Eve", None, "Ada", "Eve", crops=given[1])])
+    assert (no_photo.has_image, no_photo.image_error) == (False, "crops are seen beside a photo alone")
     assert one_lost.image_error == f"there is no file {photos}/gone.jpg"
     assert none_left.image_error == f"{photos}/damaged.jpg is no image, or a damaged one"
 

@@ -54,11 +54,11 @@ def test_exported_weights_are_the_optimizers_own(stage: int) -> None:
 def _resumed(world: World, stage: Literal[0, 1, 2, 3], folder: Path) -> tuple[Any, Any]:
     """Three updates, saved; then restored with other rates and constants. Numbers of weights and moments."""
 
-    def build(config: OptimConfig) -> Any:
+    def build(config: OptimConfig, *, clipping: float = 1) -> Any:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))  # a head as large as the encoder
         optimizer = build_optimizer(model, backbones=[model[0]], config=config)
-        engine = EngineConfig(zero_stage=stage, precision="fp32")
+        engine = EngineConfig(zero_stage=stage, precision="fp32", gradient_clipping=clipping)
         return build_engine(model, optimizer=optimizer, config=engine, batch=1, world=world)
 
     def moments(engine: Any) -> list[float]:
@@ -73,13 +73,15 @@ def _resumed(world: World, stage: Literal[0, 1, 2, 3], folder: Path) -> tuple[An
     before = full_weights(first, world=world)
     expected = moments(first)
     for lr in (1e-4, 1e-5):
-        second = build(OptimConfig(lr=lr, backbone_lr=1e-4, weight_decay=0.3, betas=(0.5, 0.6), eps=1e-3))
+        config = OptimConfig(lr=lr, backbone_lr=1e-4, weight_decay=0.3, betas=(0.5, 0.6), eps=1e-3)
+        second = build(config, clipping=0.01)
         load_engine(second, folder=folder, tag="a")
         after = full_weights(second, world=world)
         assert all(torch.equal(after[name], value) for name, value in before.items())
         assert moments(second) == expected
         constants = [(g["weight_decay"], g["betas"], g["eps"]) for g in second.optimizer.param_groups]
         assert constants == [(decay, (0.5, 0.6), 1e-3) for decay in (0.0, 0.3, 0.0, 0.3)]
+        assert getattr(second.optimizer, "clip_grad", 0.01) == 0.01
         set_rates(second.optimizer, peaks=[lr, lr, 1e-4, 1e-4], scale=1)
         second.backward(second(torch.ones(1, 8)).square().sum())
         second.step()
@@ -88,7 +90,7 @@ def _resumed(world: World, stage: Literal[0, 1, 2, 3], folder: Path) -> tuple[An
     return len(before), len(expected)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_run_goes_on_with_other_rates_and_constants(stage: int, tmp_path: Path) -> None:
     ((weights, moments),) = run_ranks(_resumed, 1, stage, tmp_path, timeout=120)
     assert weights == 4 and moments > 0
