@@ -249,7 +249,7 @@ def _tar_rows(path: Path, config: TabularConfig, *, reject: Callable[[Reject], N
             _check_end(file, tar.offset)
     except tarfile.ReadError as error:
         detail = f"{error}: cut off, or compressed? What stands behind is not packed"
-        reject(Reject(name, "malformed_record", detail))
+        reject(Reject(_printable(name), "malformed_record", detail))
     if members:
         yield from _tar_sample(name, stem, members, config)
 

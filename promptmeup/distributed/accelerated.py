@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from promptmeup.distributed.world import World, announce, number_only_gpu, place, share_cores
+from promptmeup.distributed.world import World, announce, place, share_cores
 from promptmeup.errors import CheckpointError
 
 
@@ -34,7 +34,6 @@ def join_accelerator(
     rank, size, local_rank = place(os.environ)
     if size > 1:
         announce(rank, size, local_rank)
-        number_only_gpu()
     has_gpu = torch.cuda.is_available()
     mixed = "bf16" if precision == "bf16" or (precision == "auto" and has_gpu) else "no"
     with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"

@@ -300,6 +300,12 @@ def _optimizer_names(engine: Any) -> list[str]:
     return [names[id(parameter)] for parameter in own]
 
 
+_CONSTANTS = ("weight_decay", "betas", "eps")
+"""of AdamW's groups; rates are set at each step"""
+_DOES_NOT_FIT = ("state_dict", "The size of tensor", "alignment")
+"""in messages of torch and DeepSpeed about tensors of another model, or in other groups"""
+
+
 def load_engine(engine: Any, *, folder: Path, tag: str) -> None:
     """Restore model and optimizer from folder/tag, in place; what is set now stays: weight decay, betas, eps, clipping.
 
@@ -325,12 +331,6 @@ def load_engine(engine: Any, *, folder: Path, tag: str) -> None:
         group.update(constants)
     if clipping is not None:
         engine.optimizer.clip_grad = clipping
-
-
-_CONSTANTS = ("weight_decay", "betas", "eps")
-"""of AdamW's groups; rates are set at each step"""
-_DOES_NOT_FIT = ("state_dict", "The size of tensor", "alignment")
-"""in messages of torch and DeepSpeed about tensors of another model, or in other groups"""
 
 
 def _groups(engine: Any) -> list[dict[str, Any]]:

@@ -119,13 +119,12 @@ def place(environment: Mapping[str, str]) -> tuple[int, int, int]:
 
 
 def announce(rank: int, size: int, local_rank: int) -> None:
-    """Set RANK, WORLD_SIZE and LOCAL_RANK in the environment where they are missing: libraries read them there."""
+    """Set RANK, WORLD_SIZE and LOCAL_RANK in the environment where they are missing: libraries read them there.
+
+    They take LOCAL_RANK for the number of the GPU, which is 0 where a process sees one alone.
+    """
     for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", local_rank)):
         os.environ.setdefault(name, str(value))
-
-
-def number_only_gpu() -> None:
-    """Where a process sees one GPU alone, say so to libraries, which take LOCAL_RANK for the GPU's number."""
     if torch.cuda.device_count() == 1:
         os.environ["LOCAL_RANK"] = "0"
 
@@ -183,7 +182,6 @@ def join(*, timeout: timedelta = timedelta(minutes=30)) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     announce(rank, size, local_rank)
-    number_only_gpu()
     backend = "nccl" if device.type == "cuda" else "gloo"
     if size == 1:
         store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True, timeout=timeout)  # type: ignore[attr-defined]

@@ -208,7 +208,7 @@ def _update(
     if not _make_shards(maker, tuple(counts), counts, config):
         return
     gathered = gather_parts(parts, counts)
-    new = [*(reject for reject in plan.rejects if reject.reason in BOX_REASONS)] if plan else []
+    new = [reject for reject in plan.rejects if reject.reason in BOX_REASONS] if plan else []
     rejects = rejects_after_update(folder, [*new, *gathered.rejects], boxes="boxes" in stages)
     books = Books(max_rate=1.0)
     books.add(rejects, packed=before.pairs)

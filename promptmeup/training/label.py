@@ -3,7 +3,6 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from pydantic import Field
 
 from promptmeup.data.reader import PackedSplit
-from promptmeup.distributed.world import announce, number_only_gpu, place
+from promptmeup.distributed.world import announce, place
 from promptmeup.errors import ShardError
 from promptmeup.packing.entities import names_in
 from promptmeup.progress import progress
@@ -24,9 +23,11 @@ from promptmeup.prompts.vocabulary import Vocabulary, read_vocabulary
 from promptmeup.records import Span
 from promptmeup.shard_format import ShardEntry, label_dtype, label_file, labels_folder, read_manifest
 from promptmeup.training.teacher import open_teacher
+from promptmeup.training.too_small import writing
 
 AGREEMENT_SAMPLES = 20_000
 _PATIENCE = timedelta(hours=12)
+_SHARDS_STAY = "labels lie beside the shards, and those that are finished stay"
 
 
 class LabelRunConfig(LabelConfig):
@@ -46,7 +47,6 @@ def label(config: LabelRunConfig) -> None:
     rank, size, local_rank = place(os.environ)
     if size > 1:
         announce(rank, size, local_rank)  # srun says it in other words
-        number_only_gpu()
     # the ranks wait for each other only at the end of a split, and their shares may differ by hours
     processes = PartialState(cpu=config.device == "cpu", timeout=_PATIENCE)
     device = processes.device if config.device == "auto" else torch.device(config.device)
@@ -78,7 +78,7 @@ def label(config: LabelRunConfig) -> None:
         share = split.manifest.shards[processes.process_index :: processes.num_processes]
         bar = iter(progress(share, total=len(share), what=f"label {folder}", unit="shards"))
         next(bar, None)
-        with _writing(target):
+        with writing(target, error=ShardError, stays=_SHARDS_STAY):
             write_labels(
                 target,
                 split.manifest.shards,
@@ -92,7 +92,7 @@ def label(config: LabelRunConfig) -> None:
             )
         processes.wait_for_everyone()
         if is_main:
-            with _writing(target):
+            with writing(target, error=ShardError, stays=_SHARDS_STAY):
                 save_banks(target, banks, corpus=split.manifest.fingerprint)
                 manifest = finish_labels(
                     target,
@@ -120,22 +120,10 @@ def _refuse_unfinished(folder: Path) -> None:
 def _insist_on_room(folder: Path) -> None:
     """Try to write where labels go, before a teacher has worked for them."""
     labels = labels_folder(folder, "any").parent
-    with _writing(labels):
+    with writing(labels, error=ShardError, stays=_SHARDS_STAY):
         labels.mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=labels) as file:
             file.write(b"labels")
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Say what to do where files cannot be written: what is finished stays."""
-    try:
-        yield
-    except OSError as error:
-        raise ShardError(
-            f"cannot read or write {error.filename or folder}: {error.strerror or error}; labels lie beside the "
-            "shards: make room or mend the permissions, and start the same command again: finished shards stay"
-        ) from error
 
 
 def stored_samples(split: PackedSplit, entry: ShardEntry) -> Iterator[StoredSample]:

@@ -4,8 +4,6 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -73,7 +71,10 @@ from promptmeup.training.skipped import Skipped
 from promptmeup.training.stall import StallMeter
 from promptmeup.training.step import train_step
 from promptmeup.training.throughput import Throughput
+from promptmeup.training.too_small import memory_for, writing
 from promptmeup.training.watch import Watch
+
+_CHECKPOINTS_STAY = "it goes on from its last checkpoint"
 
 
 def pretrain(config: PretrainConfig) -> None:
@@ -148,7 +149,7 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
     if world.is_main:
         if problem := untrainable_matching(config, sources):
             warn(problem)
-        with _room_for(config.out / "description"):
+        with writing(config.out, error=TrainingError, stays=_CHECKPOINTS_STAY):
             write_description(
                 config.out / "description", model=model, tokenizer=hf_tokenizer, sources=sources, val=val
             )
@@ -205,7 +206,7 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
         scale = rate_scale(number, total_steps=total_steps, config=config.optim)
         set_rates(engine.optimizer, peaks=peaks, scale=scale)
         try:
-            with _memory_for(min(len(batch), config.micro_batch or len(batch))):
+            with memory_for(min(len(batch), config.micro_batch or len(batch))):
                 metrics = train_step(
                     engine,
                     batch.to(world.device),
@@ -305,7 +306,7 @@ def _train(config: PretrainConfig, world: World, *, orders: Orders, life: Lifeli
         life.note("end", state.step)
         tracker.event("stall_meter", state.step, data_wait=round(stall.share, 4), verdict=stall.verdict())
         if order is Order.GO:
-            with _room_for(config.out / "model"):
+            with writing(config.out, error=TrainingError, stays=_CHECKPOINTS_STAY):
                 _export(engine, config.out / "model", model=model, tokenizer=hf_tokenizer, world=world)
         else:
             tracker.event("stopped", state.step, by=orders.reason())
@@ -323,33 +324,6 @@ def build(config: PretrainConfig, banks: Banks | None, world: World | None = Non
             rest = ", ".join(f"{count} of {part}" for part, count in parts.items()) or "none"
             say(world, f"starts from {config.start_from}: {len(loaded)} of its tensors; new ones: {rest}")
     return model
-
-
-@contextmanager
-def _memory_for(micro_batch: int) -> Iterator[None]:
-    """Say what to do where a GPU's memory is too small for a step."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        half = f"with micro_batch={micro_batch // 2}, the same step in more parts, or "
-        smaller = half if micro_batch > 1 else ""
-        raise TrainingError(
-            f"a step of {micro_batch} pairs at once does not fit the GPU ({str(error).split('. ')[0]}): start the same "
-            f"command again {smaller}on more GPUs, or with engine.activation_checkpointing=full; --dry-run shows what "
-            "each of them needs"
-        ) from error
-
-
-@contextmanager
-def _room_for(folder: Path) -> Iterator[None]:
-    """Say what to do where a folder cannot be written: the checkpoints are there."""
-    try:
-        yield
-    except OSError as error:
-        raise TrainingError(
-            f"cannot write {error.filename or folder}: {error.strerror or error}; make room or mend the "
-            "permissions, and start the same command again: it goes on from its last checkpoint"
-        ) from error
 
 
 def _export(engine: Any, folder: Path, *, model: AlignmentModel, tokenizer: Any, world: World) -> None:

@@ -12,12 +12,12 @@ import torch.distributed as dist
 from promptmeup.distributed.world import (
     World,
     agree,
+    announce,
     barrier,
     broadcast_object,
     choose_device,
     join,
     leave,
-    number_only_gpu,
     place,
     say,
     warn,
@@ -78,9 +78,10 @@ def _forget_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_only_gpu_of_a_process_is_its_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """As srun --gpus-per-task=1 shows them; DeepSpeed and accelerate take LOCAL_RANK for the GPU's number."""
     for seen, expected in ((0, "3"), (1, "0"), (8, "3")):
-        monkeypatch.setenv("LOCAL_RANK", "3")
+        for name, value in (("RANK", "3"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "3")):
+            monkeypatch.setenv(name, value)
         monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
-        number_only_gpu()
+        announce(3, 8, 3)
         assert os.environ["LOCAL_RANK"] == expected
 
 

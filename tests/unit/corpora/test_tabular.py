@@ -247,6 +247,9 @@ def test_names_that_are_not_utf8_are_counted(tmp_path: Path) -> None:
         ("boxes.jsonl line 1", "malformed_boxes"),
     ]
     assert all(json.dumps(r.__dict__, ensure_ascii=False).encode() for r in rejects)
+    (tmp_path / os.fsdecode(b"t\xe9.tar")).write_bytes(b"no archive" * 100)
+    _, (reject,) = read(TabularConfig(root=tmp_path, files={"train": "*.tar"}))
+    assert reject.item == "t\\udce9.tar"
 
 
 def tar_of(path: Path, members: dict[str, bytes]) -> None:

@@ -22,7 +22,9 @@ def test_where_nothing_can_be_written_no_teacher_is_loaded(tmp_path: Path) -> No
     manifest["packed_with"] |= {"boxes": {}, "entities": {}}
     (split / "manifest.json").write_text(json.dumps(manifest))
     (split / "labels").touch()
-    with pytest.raises(ShardError, match=r"cannot read or write .*labels: File exists; labels lie beside"):
+    with pytest.raises(
+        ShardError, match=r"cannot read or write .*labels: File exists; make room .* labels lie beside"
+    ):
         label(load(LabelRunConfig, None, ["teacher=/no/such", f"splits=[{split}]", "device=cpu"]))
 
 
